@@ -1,0 +1,1 @@
+"""The embedded procedural dataset, and a reader for any COCO-format folder."""
