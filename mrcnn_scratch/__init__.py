@@ -5,6 +5,8 @@ Public names load on first use, so that ``import mrcnn_scratch`` compiles nothin
 
 import importlib
 
+from .nms import nms  # at once: the function, not the module of the same name, is what `mrcnn_scratch.nms` means
+
 __version__ = "0.1.0"
 
 _HOME = {  # public name -> the module that defines it
@@ -13,7 +15,6 @@ _HOME = {  # public name -> the module that defines it
     "clip_boxes_to_image": "boxes",
     "encode_boxes": "boxes",
     "decode_boxes": "boxes",
-    "nms": "nms",
     "batched_nms": "nms",
     "roi_align": "roi_ops",
     "roi_warp": "roi_ops",
@@ -27,15 +28,14 @@ _HOME = {  # public name -> the module that defines it
     "CocoDataset": "datasets.coco",
     "evaluate": "evaluation",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, "nms"])
 
 
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module 'mrcnn_scratch' has no attribute {name!r}; it has {', '.join(__all__)}")
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    if callable(value):  # `nms` is a function and a module: the function is what users mean
-        globals()[name] = value
+    globals()[name] = value
     return value
 
 
