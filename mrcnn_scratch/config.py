@@ -1,0 +1,196 @@
+"""The model's configuration: every number with its unit and its source, and the named presets."""
+
+import difflib
+from dataclasses import dataclass, fields, replace
+
+RATIOS = (0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One Mask R-CNN. Fields marked "toy choice" are ours, sized for a CPU; the others say where they come from."""
+
+    # What is predicted
+    num_classes: int = 91  # with the background as class 0: COCO's ids run to 90
+    masks: bool = True  # the mask branch (Mask R-CNN, section 3)
+    keypoints: int = 0  # keypoints per object, 17 for COCO persons; 0: no keypoint branch
+    seed: int = 0  # of the initial weights; each part draws its own stream, so parts can be compared alone
+
+    # Images (Mask R-CNN, section 3.1: shorter edge 800 pixels)
+    min_size: int = 800  # shorter edge after resizing, pixels; 0: images are taken as they are
+    max_size: int = 1333  # longer edge at most, pixels (Detectron)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    # Backbone
+    neck: str = "fpn"  # "fpn": pyramid P2..P5 | "c4": one map of stride 16
+    widths: tuple[int, ...] = (24, 32, 64, 128)  # channels of res2..res5 of the tiny ResNet; toy choice
+    blocks: tuple[int, ...] = (1, 1, 1, 1)  # residual blocks of res2..res5; toy choice
+    norm: str = "batch"  # "batch" | "frozen" (Mask R-CNN trains on frozen statistics) | "group"
+    fpn_channels: int = 64  # 256 in FPN, section 3; toy choice
+
+    # RPN (Faster R-CNN, section 3.1; FPN, section 4.1)
+    anchor_sizes: tuple[tuple[float, ...], ...] = ((16,), (32,), (64,), (128,))  # pixels, per level; toy choice
+    aspect_ratios: tuple[float, ...] = RATIOS  # h / w
+    anchor_offset: float = 0.5  # of a cell; 0.5: its centre | 0: its corner (torchvision)
+    anchor_rounded: bool = False  # True: whole pixels (torchvision)
+    rpn_positive_iou: float = 0.7  # Faster R-CNN, section 3.1.2
+    rpn_negative_iou: float = 0.3  # Faster R-CNN, section 3.1.2
+    rpn_batch: int = 256  # anchors per image in the loss (Faster R-CNN, section 3.1.3)
+    rpn_positive_fraction: float = 0.5  # Faster R-CNN, section 3.1.3
+    rpn_straddle: float = -1.0  # anchors further outside the image than this, pixels, are not trained; -1: all are
+    rpn_beta: float = 1 / 9  # where smooth L1 turns linear (Detectron)
+    rpn_nms: float = 0.7  # IoU (Faster R-CNN, section 3.3)
+    rpn_min_size: float = 0.0  # pixels
+    rpn_pre_nms_train: int = 2000  # per level (Detectron, FPN)
+    rpn_pre_nms_test: int = 1000
+    rpn_post_nms_train: int = 2000  # per image, over all levels
+    rpn_post_nms_test: int = 1000  # Mask R-CNN, section 3.1
+
+    # RoIs (Mask R-CNN, section 3)
+    roi_op: str = "align"  # "align" | "warp" | "pool": Table 2c
+    roi_aligned: bool = True  # False: the legacy half-pixel shift (torchvision)
+    roi_reduce: str = "mean"  # "mean" | "max": Table 2c
+    sampling_ratio: int = 2  # 2 x 2 samples per bin; 0: adaptive
+    canonical_size: float = 224.0  # pixels: RoIs of this size pool from level `canonical_level` (FPN, eq. 1)
+    canonical_level: int = 4
+    level_eps_inside: bool = True  # False: torchvision's rounding of eq. 1
+
+    # Box head (Fast R-CNN, section 2.3; Mask R-CNN, section 3.1)
+    roi_batch: int = 512  # RoIs per image in the loss; 64 for C4
+    roi_positive_fraction: float = 0.25
+    roi_positive_iou: float = 0.5
+    box_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)  # of the deltas (Detectron)
+    box_beta: float = 1.0  # smooth L1 (Fast R-CNN, eq. 3)
+    box_pool: int = 7  # bins a side (Mask R-CNN, figure 4)
+    box_hidden: int = 256  # width of the two hidden layers; 1024 in figure 4; toy choice
+    score_threshold: float = 0.05  # Detectron
+    box_nms: float = 0.5  # Detectron
+    detections_per_image: int = 100  # Mask R-CNN, section 3.1
+
+    # Mask head (Mask R-CNN, section 3 and figure 4)
+    mask_pool: int = 14  # bins a side; the mask has twice as many
+    mask_convs: int = 4
+    mask_channels: int = 64  # 256 in figure 4; toy choice
+    mask_target_aligned: bool = True  # False: torchvision's half-pixel shift
+    mask_target_binary: bool = False  # True: targets cut at 0.5 (Detectron2)
+    paste_legacy: bool = False  # True: boxes grown by a pixel and cut to integers (torchvision)
+
+    # Keypoint head (Mask R-CNN, section 5)
+    keypoint_pool: int = 14  # bins a side; the heatmap has four times as many
+    keypoint_convs: int = 8
+    keypoint_channels: int = 64  # 512 in the paper; toy choice
+
+    def __post_init__(self):
+        _check(self)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Image pixels per cell of the feature maps that the RPN reads."""
+        return (4, 8, 16, 32) if self.neck == "fpn" else (16,)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "ModelConfig":
+        """Rebuilds a configuration from JSON; lists become tuples.
+
+        Raises:
+            ValueError: an unknown field, with the nearest known one.
+        """
+        return cls().with_fields(**values)
+
+    def with_fields(self, **values) -> "ModelConfig":
+        """A copy with some fields changed.
+
+        Raises:
+            ValueError: an unknown field, with the nearest known one, or a value out of range.
+        """
+        known = [field.name for field in fields(self)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(known)}"
+                raise ValueError(f"model configuration has no field {name!r}: {hint}")
+        return replace(self, **{name: _tupled(value) for name, value in values.items()})
+
+
+def _tupled(value):
+    return tuple(_tupled(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _check(config: ModelConfig) -> None:
+    choices = {
+        "neck": ("fpn", "c4"),
+        "norm": ("batch", "frozen", "group"),
+        "roi_op": ("align", "warp", "pool"),
+        "roi_reduce": ("mean", "max"),
+    }
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} is {getattr(config, name)!r}: choose one of {', '.join(allowed)}")
+    if config.num_classes < 2:
+        raise ValueError(f"num_classes is {config.num_classes}: it counts the background, so it is at least 2")
+    if config.keypoints < 0:
+        raise ValueError(f"keypoints is {config.keypoints}: give 0 for no keypoint branch, 17 for COCO's")
+    if len(config.anchor_sizes) != len(config.strides):
+        raise ValueError(
+            f"anchor_sizes has {len(config.anchor_sizes)} levels, neck {config.neck!r} has {len(config.strides)}: give one each"
+        )
+    for name in ("score_threshold", "box_nms", "rpn_nms", "rpn_positive_fraction", "roi_positive_fraction"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} is {getattr(config, name)}: it must lie in 0..1")
+    for name in ("rpn_batch", "roi_batch", "box_pool", "mask_pool", "keypoint_pool", "detections_per_image"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
+
+
+_TINY = ModelConfig(
+    min_size=0,
+    canonical_size=112.0,  # toy choice: images are an eighth of COCO's, RoIs under 56 pixels pool from P2
+    rpn_pre_nms_train=300,
+    rpn_pre_nms_test=300,
+    rpn_post_nms_train=200,
+    rpn_post_nms_test=200,
+    rpn_batch=64,
+    roi_batch=32,
+    mask_convs=2,
+    mask_channels=48,
+    keypoint_convs=3,
+)
+
+PRESETS = {
+    "tiny-fpn": _TINY,
+    "tiny-c4": _TINY.with_fields(neck="c4", anchor_sizes=((16.0, 32.0, 64.0, 128.0),), box_pool=7, mask_pool=7),
+}
+
+# What each code base does where the paper is silent: the table of docs/conventions.
+CONVENTIONS = {
+    "paper": {},
+    "torchvision": {
+        "anchor_offset": 0.0,
+        "anchor_rounded": True,
+        "roi_aligned": False,
+        "mask_target_aligned": False,
+        "paste_legacy": True,
+        "level_eps_inside": False,
+        "box_beta": 1 / 9,
+    },
+    "detectron2": {"anchor_offset": 0.0, "sampling_ratio": 0, "mask_target_binary": True},
+}
+
+
+def model_config(name: str, conventions: str = "paper", **values) -> ModelConfig:
+    """The configuration of a named model.
+
+    Args:
+        name: a key of ``PRESETS``.
+        conventions: a key of ``CONVENTIONS``.
+        values: fields to change, e.g. ``score_threshold=0.5``.
+
+    Raises:
+        ValueError: an unknown name, convention or field.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown model {name!r}: this version has {', '.join(PRESETS)}")
+    if conventions not in CONVENTIONS:
+        raise ValueError(f"unknown conventions {conventions!r}: choose one of {', '.join(CONVENTIONS)}")
+    return PRESETS[name].with_fields(**CONVENTIONS[conventions]).with_fields(**values)

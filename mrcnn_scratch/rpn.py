@@ -1,0 +1,144 @@
+"""Region Proposal Network (Faster R-CNN, section 3.1): which anchors hold an object, and where exactly.
+
+Module, targets, loss, inference, in that order, as in the three heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .boxes import clip_boxes_to_image, decode_boxes, encode_boxes, large_enough
+from .config import ModelConfig
+from .matching import IGNORED, match_boxes, sample
+from .nms import batched_nms
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution, then objectness and box deltas for each of A anchors at every cell.
+
+    Args:
+        channels: of the feature maps.
+        anchors_per_cell: A.
+    """
+
+    def __init__(self, channels: int, anchors_per_cell: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.objectness = nn.Conv2d(channels, anchors_per_cell, 1)
+        self.deltas = nn.Conv2d(channels, 4 * anchors_per_cell, 1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)  # Faster R-CNN, section 3.1.3
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Feature maps (N, C, H_l, W_l) -> for each level logits (N, H_l*W_l*A) and deltas (N, H_l*W_l*A, 4)."""
+        logits, deltas = [], []
+        for feature in features:
+            hidden = torch.relu(self.conv(feature))
+            N, _, H, W = hidden.shape
+            logits.append(self.objectness(hidden).permute(0, 2, 3, 1).reshape(N, -1))  # (N, A, H, W) -> (N, H*W*A)
+            delta = self.deltas(hidden).view(N, -1, 4, H, W)  # (N, A, 4, H, W)
+            deltas.append(delta.permute(0, 3, 4, 1, 2).reshape(N, -1, 4))  # -> (N, H*W*A, 4), anchors fastest
+        return logits, deltas
+
+
+def rpn_targets(
+    anchors: torch.Tensor,
+    target: dict,
+    image_size: tuple[int, int],
+    config: ModelConfig,
+    generator: torch.Generator | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The anchors of one image that the loss sees, and what they should say.
+
+    Args:
+        anchors: (A, 4) of all levels, xyxy, pixels.
+        target: the image's ground truth: ``boxes (G, 4)``, optionally ``iscrowd (G,)``.
+        image_size: height and width of the unpadded image, pixels.
+        generator: draws the sample.
+
+    Returns:
+        positive (P,) and negative (M,) int64 indices of anchors; deltas (P, 4) of the positives.
+    """
+    matches = match_boxes(anchors, target, config.rpn_positive_iou, config.rpn_negative_iou, allow_low_quality=True)
+    if config.rpn_straddle >= 0:
+        matches[_outside(anchors, image_size) > config.rpn_straddle] = IGNORED
+    positive, negative = sample(matches, config.rpn_batch, config.rpn_positive_fraction, generator)
+    deltas = encode_boxes(target["boxes"][matches[positive]], anchors[positive])
+    return positive, negative, deltas
+
+
+def _outside(anchors: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """(A,) how far each anchor reaches over the image's border, pixels."""
+    height, width = image_size
+    limit = anchors.new_tensor([width, height])
+    return torch.cat([-anchors[:, :2], anchors[:, 2:] - limit], dim=1).amax(dim=1)
+
+
+def rpn_loss(
+    logits: torch.Tensor, deltas: torch.Tensor, samples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], beta: float
+) -> dict[str, torch.Tensor]:
+    """Objectness and box loss, both averaged over all sampled anchors of the batch (Faster R-CNN, eq. 1).
+
+    Args:
+        logits: (N, A) objectness.
+        deltas: (N, A, 4) predicted.
+        samples: for each image what :func:`rpn_targets` returns.
+        beta: of smooth L1.
+
+    Returns:
+        ``loss_objectness`` and ``loss_rpn_box``, scalars; finite zeros in the graph where nothing was sampled.
+    """
+    score, label, predicted, wanted = [], [], [], []
+    for image, (positive, negative, target) in enumerate(samples):
+        score.append(logits[image, torch.cat([positive, negative])])
+        label.append(torch.cat([torch.ones_like(positive), torch.zeros_like(negative)]).to(logits.dtype))
+        predicted.append(deltas[image, positive])
+        wanted.append(target)
+    score, label = torch.cat(score), torch.cat(label)
+    count = max(1, len(score))
+    objectness = F.binary_cross_entropy_with_logits(score, label, reduction="sum") / count
+    box = F.smooth_l1_loss(torch.cat(predicted), torch.cat(wanted).to(deltas.dtype), beta=beta, reduction="sum") / count
+    return {"loss_objectness": objectness, "loss_rpn_box": box}
+
+
+@torch.no_grad()
+def propose(
+    logits: list[torch.Tensor],
+    deltas: list[torch.Tensor],
+    anchors: list[torch.Tensor],
+    image_sizes: list[tuple[int, int]],
+    config: ModelConfig,
+    training: bool,
+) -> list[torch.Tensor]:
+    """Proposals of each image: the best anchors of every level, decoded, clipped, without near-duplicates.
+
+    Top-k and NMS run per level and per image; the final top-k is over one image's levels, never over the
+    batch, so an image's proposals do not depend on its neighbours.
+
+    Args:
+        logits: for each level (N, A_l).
+        deltas: for each level (N, A_l, 4).
+        anchors: for each level (A_l, 4) xyxy, pixels.
+        image_sizes: N heights and widths of the unpadded images, pixels.
+        training: which of the ``rpn_*_train`` and ``rpn_*_test`` counts hold.
+
+    Returns:
+        N tensors (R_i, 4) xyxy, pixels, best first, detached: the RoI layers pass no gradient to their boxes.
+    """
+    before = config.rpn_pre_nms_train if training else config.rpn_pre_nms_test
+    after = config.rpn_post_nms_train if training else config.rpn_post_nms_test
+    proposals = []
+    for image, size in enumerate(image_sizes):
+        boxes, scores, levels = [], [], []
+        for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
+            score, top = logit[image].float().topk(min(before, logit.shape[1]))
+            box = clip_boxes_to_image(decode_boxes(delta[image, top], anchor[top]), size)
+            keep = large_enough(box, config.rpn_min_size)
+            boxes.append(box[keep])
+            scores.append(score[keep])
+            levels.append(torch.full((len(keep),), level, device=box.device))
+        box, score = torch.cat(boxes), torch.cat(scores)
+        keep = batched_nms(box, score, torch.cat(levels), config.rpn_nms)[:after]
+        proposals.append(box[keep])
+    return proposals

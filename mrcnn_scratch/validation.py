@@ -1,0 +1,85 @@
+"""What the model checks before it computes: one clear error that says which image, which value and what to do."""
+
+import torch
+
+
+def check_images(images: list[torch.Tensor]) -> None:
+    """Refuses anything but a non-empty list of (3, H, W) float images in [0, 1].
+
+    Raises:
+        ValueError: names the image by its position.
+    """
+    if isinstance(images, torch.Tensor) or not len(images):
+        got = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, torch.Tensor) else "an empty list"
+        raise ValueError(f"images is {got}: give a list of at least one (3, H, W) tensor")
+    for index, image in enumerate(images):
+        if not isinstance(image, torch.Tensor) or image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
+            shape = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
+            raise ValueError(f"image {index} is {shape}: give a (3, H, W) tensor, red, green, blue")
+        if not image.is_floating_point():
+            raise ValueError(f"image {index} has dtype {image.dtype}: convert it to float and divide by 255")
+        low, high = image.aminmax()
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches NaN
+            raise ValueError(f"image {index} has values {low:.3g}..{high:.3g}: give intensities in 0..1 (divide by 255)")
+
+
+def check_targets(
+    targets: list[dict] | None, images: list[torch.Tensor], num_classes: int, masks: bool, keypoints: int
+) -> None:
+    """Refuses ground truth that cannot be learned from.
+
+    Args:
+        targets: one dictionary per image: boxes (G, 4), labels (G,), and where the model has the branch masks
+            (G, H, W) and keypoints (G, J, 3).
+        images: the images they belong to.
+        num_classes: K, with the background.
+        masks: whether the model has a mask branch.
+        keypoints: J, 0 without a keypoint branch.
+
+    Raises:
+        ValueError: names the image, the object, the value and the remedy.
+    """
+    if targets is None:
+        raise ValueError("the model is in training mode and targets is None: pass targets, or call model.eval()")
+    if len(targets) != len(images):
+        raise ValueError(f"{len(images)} images and {len(targets)} targets: give one dictionary per image")
+    for index, (target, image) in enumerate(zip(targets, images, strict=True)):
+        where = f"image {index}" + (f" (image_id {int(target['image_id'])})" if "image_id" in target else "")
+        wanted = ["boxes", "labels"] + ["masks"] * masks + ["keypoints"] * bool(keypoints)
+        for name in wanted:
+            if name not in target:
+                raise ValueError(f"{where}: the target has no {name!r}, which this model needs")
+        _check_boxes(target["boxes"], where)
+        G = len(target["boxes"])
+        _check_labels(target["labels"], G, num_classes, where)
+        if masks:
+            _check_shape(target["masks"], (G, *image.shape[-2:]), "masks", where)
+        if keypoints:
+            _check_shape(target["keypoints"], (G, keypoints, 3), "keypoints", where)
+
+
+def _check_boxes(boxes: torch.Tensor, where: str) -> None:
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
+        raise ValueError(f"{where}: boxes are {tuple(boxes.shape)} {boxes.dtype}: give (G, 4) float xyxy; none is (0, 4)")
+    finite = boxes.isfinite().all(dim=1)
+    good = finite & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    if not good.all():
+        row = int(torch.where(~good)[0][0])
+        why = "x2 > x1 and y2 > y1 are required" if finite[row] else "it is not finite"
+        raise ValueError(f"{where}: box {row} is {boxes[row].tolist()}, {why}: drop or correct this object")
+
+
+def _check_labels(labels: torch.Tensor, count: int, num_classes: int, where: str) -> None:
+    if labels.shape != (count,) or labels.dtype != torch.int64:
+        raise ValueError(f"{where}: labels are {tuple(labels.shape)} {labels.dtype}: give ({count},) int64, one per box")
+    bad = torch.where((labels < 1) | (labels >= num_classes))[0]
+    if len(bad):
+        row = int(bad[0])
+        raise ValueError(
+            f"{where}: label {row} is {int(labels[row])}: labels run from 1 to {num_classes - 1}, 0 is the background"
+        )
+
+
+def _check_shape(value: torch.Tensor, shape: tuple[int, ...], name: str, where: str) -> None:
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{where}: {name} are {tuple(value.shape)}, boxes and image ask for {shape}")
