@@ -1,0 +1,54 @@
+"""How this package compiles CPU kernels with Numba: lazily, cached on disk if possible, with torch's number of threads.
+
+This module is imported only when a compiled kernel is wanted: ``import mrcnn_scratch`` never reaches it.
+
+Fork: once a *parallel* Numba kernel has run, GNU OpenMP kills a forked child that runs one too. Kernels are therefore
+run through `run`, which takes the serial variant in any process that was forked after the first parallel call.
+Keep them out of datasets and collate functions all the same: a worker has better things to do than to compile.
+"""
+
+import os
+import threading
+
+import numba
+import torch
+
+_lock = threading.Lock()  # Numba's workqueue layer, the fallback without OpenMP, aborts on concurrent callers
+_parallel_process: list[int] = []  # the process that ran the first parallel kernel
+
+FASTMATH = {"contract"}  # a*b+c as one instruction; sums keep their order, NaN and infinity keep their meaning
+
+
+def compiled(function=None, *, parallel: bool = False, fastmath=False):
+    """`numba.njit`, with a cache on disk where the disk allows one; nothing is compiled before the first call.
+
+    Numba's cache does not know the options: a serial and a parallel variant each need their own `def`.
+    """
+    if function is None:
+        return lambda f: compiled(f, parallel=parallel, fastmath=fastmath)
+    options = {"parallel": parallel, "fastmath": fastmath, "nogil": True}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder can be written to: compile again in every process
+        return numba.njit(**options)(function)
+
+
+def run(serial, parallel, work: int, *arguments) -> None:
+    """Call `parallel` with torch's number of threads, or `serial` where threads cannot help or are not allowed.
+
+    `work` counts elementary operations; under 1e5 of them, waking threads costs more than it saves.
+    """
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    forked = bool(_parallel_process) and _parallel_process[0] != os.getpid()
+    if threads == 1 or work < 100_000 or forked:
+        serial(*arguments)
+        return
+    with _lock:
+        if not _parallel_process:
+            _parallel_process.append(os.getpid())
+        before = numba.get_num_threads()
+        numba.set_num_threads(threads)
+        try:
+            parallel(*arguments)
+        finally:
+            numba.set_num_threads(before)

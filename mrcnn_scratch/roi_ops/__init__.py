@@ -1,0 +1,165 @@
+"""RoIPool, RoIWarp and RoIAlign: three ways to read a fixed-size feature out of a box, and what each rounds.
+
+| | corners | bins | value of a bin |
+|---|---|---|---|
+| RoIPool (Fast R-CNN, section 2.1) | rounded to cells | rounded to cells | the largest cell |
+| RoIWarp (MNC; Mask R-CNN, section 3) | rounded to cells | exact | bilinear samples |
+| RoIAlign (Mask R-CNN, section 3) | exact | exact | bilinear samples |
+
+Backends: "reference" (plain loops, to be read), "torch" (vectorised, any device), "numba" (compiled, CPU).
+After the compiled backend has run with several threads, forked processes fall back to one thread: see `_numba.py`.
+"""
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+
+from . import vectorized
+from ._validate import as_output_size, as_rows, check_boxes, check_features, check_scale
+
+__all__ = ["roi_align", "roi_pool", "roi_warp"]
+
+
+def roi_align(
+    features: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    reduce: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """Sample each RoI bilinearly at exact places, and average the samples of each bin (Mask R-CNN, section 3).
+
+    The 5x5 ramp `torch.arange(25.).view(1, 1, 5, 5)` pooled from the box [1, 1, 3, 3] to 4x4 begins 4.5, 5.0, 5.5,
+    6.0: the first sample lies at (1.25, 1.25), a quarter cell left of and above the centre of cell (1, 1), which
+    holds 6, so it reads 6 - 0.25 - 5 * 0.25 = 4.5.
+
+    A sample more than one cell off the map counts as 0; one in the outer half cell takes the edge's value.
+
+    Args:
+        features: (N, C, H, W) float, the map to read from.
+        boxes: (R, 5) float32 or float64 [batch index, x1, y1, x2, y2], or a list of N (R_i, 4), in image pixels;
+            continuous: pixel i covers [i, i + 1). They receive no gradient. Filter empty boxes first: one with
+            x2 < x1 is sampled mirrored.
+        output_size: h = w, or (h, w): bins.
+        spatial_scale: cells per image pixel, 1 / stride.
+        sampling_ratio: samples per bin and axis; 0 or less: adaptive, ceil(RoI size in cells / bins) for each RoI.
+        aligned: True reads the continuous coordinate x at index x - 0.5, since cell 0's centre lies at 0.5. False is
+            the convention before Detectron2 (torchvision's default): no shift, and RoIs at least one cell large.
+        reduce: "mean" or "max" of a bin's samples.
+        backend: "auto" (numba on a CPU, torch elsewhere), "reference", "torch" or "numba".
+    Returns: (R, C, h, w) in the features' dtype.
+    Raises: ValueError for any argument that is not as above.
+    """
+    convention = "aligned" if aligned else "legacy"
+    return _align(features, boxes, output_size, spatial_scale, sampling_ratio, convention, reduce, backend)
+
+
+def roi_warp(
+    features: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 2,
+    reduce: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """RoIAlign's sampling of the cells that RoIPool would pool: quantised corners, bilinear values.
+
+    Mask R-CNN's Table 2c compares RoIPool, RoIWarp and RoIAlign to find what matters: the alignment. So RoIWarp here
+    shares all but one thing with each neighbour. With RoIPool it shares the region: with x1 and x2 in cells,
+    start = round(x1) and end = round(x2), halves away from zero, that is cells start..end *inclusive*, which cover
+    [start, end + 1), at least one cell. With RoIAlign it shares the sampling of that region:
+
+        roi_warp(x, box) == roi_align(x, [start_x, start_y, end_x + 1, end_y + 1])        (spatial_scale = 1)
+
+    exactly. So the two agree on a box that is the extent of its rounded cells, not on one whose corners are whole
+    numbers: RoIPool reads the corners 2 and 5 as the names of cells, and pools the cells 2, 3, 4, 5, where RoIAlign
+    reads [2, 5). That widening by a cell is a part of RoIPool's quantisation, so RoIWarp has it too.
+
+    MNC's own layer takes one sample at each bin's top left corner and lets boxes have gradients; this one does
+    neither, or Table 2c would compare three things at once.
+
+    Arguments, result and errors: as in `roi_align`. A shift of a box that crosses no rounding edge changes nothing.
+    """
+    return _align(features, boxes, output_size, spatial_scale, sampling_ratio, "warp", reduce, backend)
+
+
+def roi_pool(
+    features: Tensor,
+    boxes: Tensor | list[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    backend: str = "auto",
+) -> Tensor:
+    """The largest feature in each bin, with corners and bins rounded to whole cells (Fast R-CNN, section 2.1).
+
+    Corners are rounded, halves away from zero, and both belong to the RoI: x from 1 to 3 is 3 cells wide. In 2 bins,
+    these 1.5 cells wide, the first takes floor(0) to ceil(1.5), the second floor(1.5) to ceil(3): both hold the
+    middle cell. A bin without cells, off the map, gives 0 and has no gradient.
+
+    Arguments, result and errors: as in `roi_align`.
+    """
+    features, rows, size, scale = _arguments(features, boxes, output_size, spatial_scale)
+    chosen, x, rows = _choose(features, rows, backend)
+    if chosen == "torch":
+        out = vectorized.roi_pool(x, rows, size, scale)
+    else:
+        from . import _operators
+
+        out, _ = _operators.pool(x, rows, *size, scale, chosen)
+    return out.to(features.dtype)
+
+
+def _align(features, boxes, output_size, spatial_scale, sampling_ratio, convention, reduce, backend) -> Tensor:
+    features, rows, size, scale = _arguments(features, boxes, output_size, spatial_scale)
+    if reduce not in ("mean", "max"):
+        raise ValueError(f'reduce must be "mean" or "max", got {reduce!r}')
+    if not isinstance(sampling_ratio, int):
+        raise ValueError(f"sampling_ratio must be a whole number (0: adaptive), got {sampling_ratio!r}")
+    chosen, x, rows = _choose(features, rows, backend)
+    if chosen == "torch":
+        out = vectorized.roi_align(x, rows, size, scale, sampling_ratio, convention, reduce)
+    else:
+        from . import _operators
+
+        options = (x, rows, *size, scale, sampling_ratio, convention, chosen)
+        out = _operators.align(*options) if reduce == "mean" else _operators.align_max(*options)[0]
+    return out.to(features.dtype)
+
+
+def _arguments(features, boxes, output_size, spatial_scale):
+    check_features(features)
+    return features, as_rows(boxes, features), as_output_size(output_size), check_scale(spatial_scale)
+
+
+def _choose(features: Tensor, boxes: Tensor, backend: str) -> tuple[str, Tensor, Tensor]:
+    """The backend to run, and features and boxes in the precision it computes in: never below float32."""
+    if backend == "cuda":
+        raise ValueError('backend "cuda": the CUDA kernels are not part of this version; use "torch" on the GPU')
+    if backend not in ("auto", "reference", "torch", "numba"):
+        raise ValueError(f'backend must be "auto", "reference", "torch" or "numba", got {backend!r}')
+    if backend == "auto":
+        backend = "numba" if features.device.type == "cpu" and _numba_works() else "torch"
+    elif backend != "torch" and features.device.type != "cpu":
+        raise ValueError(f'backend "{backend}" runs on the CPU, features lie on {features.device}: use "torch"')
+    dtype = features.dtype if features.dtype == torch.float64 else torch.float32
+    boxes = boxes.detach().to(dtype)
+    if backend == "torch" and not torch.compiler.is_compiling():
+        check_boxes(boxes, features.shape[0])
+    return backend, features.to(dtype), boxes
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _numba_works() -> bool:
+    try:
+        from . import numba_cpu  # noqa: F401
+    except ImportError as error:
+        warnings.warn(f"numba cannot be imported ({error}): RoI ops on the CPU fall back to torch", stacklevel=4)
+        return False
+    return True
