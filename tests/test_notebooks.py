@@ -1,4 +1,4 @@
-"""The committed notebooks: what their sources say, run, nothing of the machine; and the tool that builds them."""
+"""The committed notebooks: what their sources say, run, nothing of the machine; and the tool that builds."""
 
 import ast
 import importlib.util
