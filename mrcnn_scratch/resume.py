@@ -1,0 +1,172 @@
+"""Stopping a run and going on: Ctrl-C, the training checkpoint, and the checks before a run continues.
+
+A checkpoint is the weights, the optimizer's state and the step in one file.
+Batches, augmentation and sampling follow from (seed, step), so that is all that an exact resume needs.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from .schedule import TrainConfig
+from .weights import load_model_tensors, model_tensors, read_checkpoint, write_checkpoint
+
+LAST = "last.safetensors"
+_OPTIMIZER = "optimizer/"
+_MAY_DIFFER = {"checkpoint_every"}  # it changes no weight and no row of the log
+
+
+def run_facts(model, dataset, config: TrainConfig) -> dict:
+    """The metadata of a run's checkpoints: the model's and the run's configuration, and what the labels mean.
+
+    Returns:
+        JSON-able: ``config``, ``train_config``, ``dataset`` (``images``, a digest of their ids), ``torch``,
+        ``class_names``, ``label_to_category`` (pairs), ``num_keypoints``, ``keypoint_names``, ``flip_pairs``,
+        ``skeleton``.
+    """
+    ids = json.dumps([int(number) for number in getattr(dataset, "image_ids", [])])
+    facts = {
+        "config": asdict(model.config),
+        "train_config": config.to_dict(),
+        "dataset": {"images": len(dataset), "image_ids_sha256": hashlib.sha256(ids.encode()).hexdigest()},
+        "class_names": list(dataset.class_names),
+        "label_to_category": sorted(getattr(dataset, "label_to_category", {}).items()),
+        "num_keypoints": dataset.num_keypoints,
+        "keypoint_names": list(getattr(dataset, "keypoint_names", None) or []),
+        "flip_pairs": list(getattr(dataset, "flip_pairs", None) or []),
+        "skeleton": list(getattr(dataset, "skeleton", None) or []),
+        "torch": torch.__version__,
+    }
+    return json.loads(json.dumps(facts))  # as it will read back, so that the two compare
+
+
+def optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's state by parameter name, e.g. ``optimizer/box_head.fc1.weight/momentum_buffer``."""
+    return {
+        f"{_OPTIMIZER}{name}/{key}": torch.as_tensor(value)
+        for name, param in model.named_parameters()
+        for key, value in optimizer.state.get(param, {}).items()
+        if value is not None  # SGD without momentum keeps a None
+    }
+
+
+def load_optimizer_tensors(model, optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Puts back what :func:`optimizer_tensors` gave."""
+    params = dict(model.named_parameters())
+    optimizer.state.clear()
+    for full_name, value in tensors.items():
+        if full_name.startswith(_OPTIMIZER):
+            name, key = full_name.removeprefix(_OPTIMIZER).rsplit("/", 1)
+            param = params[name]
+            # AdamW counts its steps on the CPU; moments live with their parameter
+            optimizer.state[param][key] = (
+                value.clone() if key == "step" else value.to(param.device, copy=True)
+            )
+
+
+def save_checkpoint(path: str | Path, model, optimizer, step: int, facts: dict) -> None:
+    """Writes a checkpoint after ``step`` finished updates, whole or not at all."""
+    tensors = model_tensors(model) | optimizer_tensors(model, optimizer)
+    write_checkpoint(path, tensors, {**facts, "step": step})
+
+
+def load_checkpoint(path: str | Path, model, optimizer, facts: dict) -> int:
+    """Puts weights and optimizer state back, once everything about the run agrees.
+
+    Args:
+        facts: of the run that wants to go on, from :func:`run_facts`.
+
+    Returns:
+        The number of finished updates.
+
+    Raises:
+        ValueError: no such file, a truncated one, weights without a training state, or another run's: names
+            the field that differs and both values.
+    """
+    tensors, saved = read_checkpoint(path)
+    if "train_config" not in saved or "targets" in saved:  # save_model's files, and a failed run's batch
+        raise ValueError(
+            f"checkpoint {path} holds no optimizer state: resume from a {LAST} that training wrote, "
+            "or load the weights with load_model and start a new run"
+        )
+    for group, remedy in (
+        ("train_config", "resume with the same configuration, or start a new run in another out_dir"),
+        ("config", "build the model with the configuration it was trained with"),
+        ("dataset", "resume on the dataset the run began with"),
+    ):
+        for field in sorted(saved[group].keys() | facts[group].keys()):
+            then, now = saved[group].get(field), facts[group].get(field)
+            if then != now and field not in _MAY_DIFFER:
+                raise ValueError(
+                    f"cannot resume {path}: {group}.{field} was {then!r} and is now {now!r}: {remedy}"
+                )
+    if saved["class_names"] != facts["class_names"]:
+        raise ValueError(
+            f"cannot resume {path}: its classes are {', '.join(saved['class_names'])}, "
+            f"the dataset's {', '.join(facts['class_names'])}: resume on the dataset the run began with"
+        )
+    load_model_tensors(model, tensors, path)
+    load_optimizer_tensors(model, optimizer, tensors)
+    return saved["step"]
+
+
+def checkpoint_to_resume(out: Path | None, resume: bool | str | Path, overwrite: bool) -> Path | None:
+    """The checkpoint to go on from, or None for a new run; see :func:`mrcnn_scratch.training.train`.
+
+    Raises:
+        ValueError: nowhere to look, or out_dir holds a run that would be written over.
+    """
+    if resume is True and out is None:
+        raise ValueError("resume=True looks in out_dir, and there is none: give out_dir, or a path as resume")
+    source = out / LAST if resume is True else Path(resume) if resume else None
+    if out is not None:
+        kept = out / LAST
+        if kept.exists() and not overwrite and (source is None or source.resolve() != kept.resolve()):
+            raise ValueError(
+                f"{out} holds a run already: use resume=True, another out_dir, or overwrite=True"
+            )
+        for stale in out.glob(f".{LAST}.*.tmp"):  # of a run that was killed while it wrote
+            stale.unlink()
+    return source
+
+
+def how_to_resume(finished: int, steps: int, out: Path | None) -> str:
+    """The message of a run that was stopped."""
+    stopped = f"stopped after step {finished} of {steps}"
+    if out is None:
+        return f"{stopped}; nothing was saved: give out_dir to be able to resume"
+    return f"{stopped}; saved {out / LAST}: resume with train(..., out_dir={str(out)!r}, resume=True)"
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C into an event, so that no update is cut in half; a second one stops at once.
+
+    Outside the main thread, or where the process ignores SIGINT, signals stay as they are.
+    """
+    stop = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield stop
+        return
+
+    def on_interrupt(signum, frame):
+        if stop.is_set():
+            raise KeyboardInterrupt("stopped at once: the last checkpoint stands")
+        stop.set()
+        # not print: the signal may have come in the middle of the progress bar's own write
+        os.write(2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n")
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
