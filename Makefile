@@ -34,19 +34,19 @@ endef
 
 .venv/.stamp-demo: $(SETUP)
 	$(ENSURE_VENV)
-	@echo "Installing mrcnn_scratch and what it needs into .venv (first time: minutes, up to 5 GB with torch's CUDA)"
+	@echo "Installing mrcnn_scratch and what it needs into .venv (first time: minutes, up to 6 GB with torch's CUDA)"
 	@$(PIP_INSTALL) -e .
 	@touch $@
 
 .venv/.stamp-lab: $(SETUP)
 	$(ENSURE_VENV)
-	@echo "Installing mrcnn_scratch and JupyterLab into .venv (first time: minutes, up to 5 GB with torch's CUDA)"
+	@echo "Installing mrcnn_scratch and JupyterLab into .venv (first time: minutes, up to 6 GB with torch's CUDA)"
 	@$(PIP_INSTALL) -e '.[notebooks]'
 	@touch .venv/.stamp-demo $@
 
 .venv/.stamp-test: $(SETUP)
 	$(ENSURE_VENV)
-	@echo "Installing mrcnn_scratch, JupyterLab and the test tools into .venv (first time: minutes, up to 5 GB with torch's CUDA)"
+	@echo "Installing mrcnn_scratch, JupyterLab and the test tools into .venv (first time: minutes, up to 6 GB with torch's CUDA)"
 	@$(PIP_INSTALL) -e '.[notebooks,test]'
 	@touch .venv/.stamp-demo .venv/.stamp-lab $@
 
