@@ -1,1 +1,47 @@
 """The embedded procedural dataset, and a reader for any COCO-format folder."""
+
+from pathlib import Path
+
+__all__ = ["open_dataset"]
+
+
+def open_dataset(
+    spec: str | Path,
+    split: str = "train",
+    num_images: int | None = None,
+    seed: int | None = None,
+    keypoints: bool | str = "auto",
+    on_fault: str = "raise",
+    masks: bool = True,
+):
+    """Open a dataset by what a command line can say.
+
+    Args:
+        spec: "shapes:demo", "shapes:hard", ... for the procedural one, else a COCO-format folder.
+        split: "train", "val", ...
+        num_images, seed: of the procedural one, which has no files; its own defaults without them.
+        keypoints, on_fault, masks: of a folder; see `CocoDataset`. "auto" takes keypoints if the folder has
+            any.
+
+    Raises:
+        ValueError: no such preset or folder, an argument that does not apply, or faults in the folder.
+    """
+    if str(spec).startswith("shapes:"):
+        from .shapes import ShapesDataset
+
+        given = {"num_images": num_images, "seed": seed}
+        given = {name: value for name, value in given.items() if value is not None}
+        return ShapesDataset(str(spec).removeprefix("shapes:"), split=split, **given)
+    if not Path(spec).is_dir():
+        raise ValueError(
+            f"dataset {str(spec)!r} is neither a folder nor shapes:PRESET: "
+            "give a COCO-format folder that exists, or shapes:demo"
+        )
+    if num_images is not None or seed is not None:
+        raise ValueError(
+            f"num_images={num_images}, seed={seed} do not apply to the folder {str(spec)!r}: "
+            "leave them out, or use shapes:demo"
+        )
+    from .coco import CocoDataset
+
+    return CocoDataset(spec, split, keypoints=keypoints, on_fault=on_fault, masks=masks)
