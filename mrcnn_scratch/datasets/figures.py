@@ -1,8 +1,13 @@
 """Articulated figures of class person with COCO's 17 keypoints.
 
-A figure is a chain of joints in a random pose, facing the viewer or turned away, painted part by part from back to
-front. Every joint has a marker with a part number of its own (joint j is part j + 1), so whether a joint is hidden by
-the figure itself is read off the painting: it is seen while its marker is still on top at the joint.
+A figure is a chain of joints in a random pose, facing the viewer or turned away, painted part by part from
+back to front. Every joint has a marker with a part number of its own (joint j is part j + 1), so whether
+the figure
+itself hides a joint is read off the painting: it is seen while its marker is still on top at the joint.
+
+Left and right can be told by the face (or its absence) and by shade: all that is on the figure's left is
+lighter. A mirrored picture keeps the first cue and turns the second round, as a mirror does with a wrist
+watch.
 """
 
 import numpy as np
@@ -10,34 +15,25 @@ import numpy as np
 from mrcnn_scratch.datasets.render import Blob
 
 KEYPOINT_NAMES = [
-    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
-    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
-    "right_ankle",
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder",
+    "left_elbow", "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip",
+    "left_knee", "right_knee", "left_ankle", "right_ankle",
 ]  # fmt: skip
 FLIP_PAIRS = [(j, j + 1) for j in range(1, 17, 2)]
 # COCO's own list is 1-based; these are 0-based
 SKELETON = [
-    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
-    (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9),
+    (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
 ]  # fmt: skip
 
-NOSE, EYE, EAR, SHOULDER, ELBOW, WRIST, HIP, KNEE, ANKLE = (
-    0,
-    1,
-    3,
-    5,
-    7,
-    9,
-    11,
-    13,
-    15,
-)  # + side: 0 left, 1 right
+# index of the nose, and of the left one of each pair: add the side, 0 left or 1 right
+NOSE, EYE, EAR, SHOULDER, ELBOW, WRIST, HIP, KNEE, ANKLE = 0, *range(1, 17, 2)
 # parts after the 17 joint markers; two rows each where the sides have their own shade
-OUTLINE, HAIR, FACE, NECK, BELT, MOUTH = 18, 19, 20, 21, 22, 23
-SHIRT, FOREARM, THIGH, SHIN, SHOE = 24, 26, 28, 30, 32
-PARTS = 34
+OUTLINE, HAIR, FACE, NECK, BELT, MOUTH, EYEBALL = 18, 19, 20, 21, 22, 23, 24
+SHIRT, FOREARM, THIGH, SHIN, SHOE = 25, 27, 29, 31, 33
+PARTS = 35
 
-# toy choices, in units of about one standing height: chunky limbs and a big head keep masks large and joints findable
+# toy choices, in standing heights: chunky limbs and a big head keep masks large and joints findable
 HEAD, TORSO, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG = 0.135, 0.27, 0.165, 0.155, 0.20, 0.19
 ARM_RADIUS, LEG_RADIUS, EDGE = 0.046, 0.060, 0.012
 SHOULDER_HALF, HIP_HALF = 0.155, 0.085
@@ -54,8 +50,9 @@ def _direction(angle: float) -> np.ndarray:
 def sample_pose(rng: np.random.Generator) -> tuple[np.ndarray, bool, float]:
     """Draw the joints of one figure.
 
-    Returns joints (17, 2) float64 in standing heights, pelvis at the origin, y down; whether it faces the viewer; and
-    the turn of its head in radians, positive towards +x. A figure facing the viewer has its left at +x, as in a photograph.
+    Returns joints (17, 2) float64 in standing heights, pelvis at the origin, y down; whether it faces the
+    viewer (its left is then at +x, as in a photograph); and the turn of its head in radians, positive when
+    the nose moves to +x.
     """
     faces = bool(rng.random() < 0.8)
     turn = rng.uniform(-0.75, 0.75)
@@ -107,68 +104,49 @@ def _legs(joints: np.ndarray, rng: np.random.Generator) -> list[Blob]:
         outward = 1.0 if joints[HIP + side][0] > joints[HIP + 1 - side][0] else -1.0
         foot = np.stack([ankle + [0, 0.03], ankle + [outward * 0.06, 0.035]])
         blobs += [Blob(OUTLINE, foot, 0.036 + EDGE)]
-        blobs += _limb(
-            joints, [HIP + side, KNEE + side, ANKLE + side], [THIGH + side, SHIN + side], LEG_RADIUS, 0.048
-        )
+        chain = [HIP + side, KNEE + side, ANKLE + side]
+        blobs += _limb(joints, chain, [THIGH + side, SHIN + side], LEG_RADIUS, 0.048)
         blobs += [Blob(SHOE + side, foot, 0.036), _marker(joints, ANKLE + side, 0.042)]
     return blobs
 
 
 def _torso(joints: np.ndarray) -> list[Blob]:
-    top = joints[[SHOULDER, SHOULDER + 1]].mean(0)
-    bottom = joints[[HIP, HIP + 1]].mean(0)
+    shoulders, hips = joints[SHOULDER : SHOULDER + 2], joints[HIP : HIP + 2]
+    top, bottom = shoulders.mean(0), hips.mean(0)
     neck = np.stack([top, top + (top - bottom) * 0.18])
-    hips = joints[[HIP, HIP + 1]]
-    quads = [np.stack([top, joints[SHOULDER + s], joints[HIP + s], bottom]) for s in (0, 1)]
-    outline = [Blob(OUTLINE, np.stack([joints[SHOULDER + s], joints[HIP + s]]), 0.05 + EDGE) for s in (0, 1)]
-    outline += [
-        Blob(OUTLINE, joints[[SHOULDER, SHOULDER + 1]], 0.05 + EDGE),
-        Blob(OUTLINE, hips, 0.05 + EDGE),
-    ]
-    blobs = [Blob(OUTLINE, neck, 0.04 + EDGE), Blob(NECK, neck, 0.04), *outline]
-    for s, quad in enumerate(quads):
-        edges = [np.stack([quad[i], quad[i + 1]]) for i in range(2)]
-        blobs += [Blob(SHIRT + s, edge, 0.05) for edge in edges] + [Blob(SHIRT + s, quad)]
-    blobs += [Blob(BELT, hips, 0.05)]
-    return (
-        blobs
-        + [_marker(joints, HIP + s, 0.045) for s in (0, 1)]
-        + [_marker(joints, SHOULDER + s, 0.05) for s in (0, 1)]
-    )
+    flanks = [joints[[SHOULDER + s, HIP + s]] for s in (0, 1)]
+    edges = [shoulders, hips, *flanks]
+    blobs = [Blob(OUTLINE, neck, 0.04 + EDGE), Blob(NECK, neck, 0.04)]
+    blobs += [Blob(OUTLINE, edge, 0.05 + EDGE) for edge in edges]
+    for s, flank in enumerate(flanks):
+        blobs += [Blob(SHIRT + s, np.stack([top, flank[0]]), 0.05), Blob(SHIRT + s, flank, 0.05)]
+        blobs += [Blob(SHIRT + s, np.stack([top, *flank, bottom]))]
+    blobs += [Blob(BELT, hips, 0.05)] + [_marker(joints, HIP + s, 0.045) for s in (0, 1)]
+    return blobs + [_marker(joints, SHOULDER + s, 0.05) for s in (0, 1)]
 
 
 def _head(joints: np.ndarray, faces: bool, turn: float) -> list[Blob]:
-    ears = joints[[EAR, EAR + 1]]
-    shoulders, hips = joints[[SHOULDER, SHOULDER + 1]].mean(0), joints[[HIP, HIP + 1]].mean(0)
-    # the ears lie either side of the head's centre, so their middle is the centre whatever the turn
+    ears, eyes = joints[EAR : EAR + 2], joints[EYE : EYE + 2]
     centre = ears.mean(0)
-    up = (shoulders - hips) / np.linalg.norm(shoulders - hips)
-    far = 0 if (joints[EAR] - joints[EAR + 1])[0] * turn > 0 else 1  # a face turned to +x hides the ear at +x
-    hidden_ear = [far] if abs(turn) > 0.4 else []
-    seen_ears = [s for s in (0, 1) if s not in hidden_ear]
-    ear_blobs = [
-        blob
-        for s in seen_ears
-        for blob in (Blob(OUTLINE, ears[s : s + 1], 0.034 + EDGE), _marker(joints, EAR + s, 0.034))
+    up = joints[SHOULDER : SHOULDER + 2].mean(0) - joints[HIP : HIP + 2].mean(0)
+    up /= np.linalg.norm(up)
+    # a nose turned to +x takes the ear on that side behind the head, or forward in a head seen from behind
+    leftmost = int(np.argmin(ears[:, 0]))
+    far = 1 - leftmost if (turn > 0) == faces else leftmost
+    near = [s for s in (0, 1) if s != far or abs(turn) < 0.4]
+    ear_blobs = [Blob(OUTLINE, ears[s][None], 0.034 + EDGE) for s in near] + [
+        _marker(joints, EAR + s, 0.034) for s in near
     ]
-    face_marks = [
-        Blob(
-            MOUTH,
-            np.stack([joints[NOSE] - up * 0.045 + d * np.array([up[1], -up[0]]) * 0.03 for d in (-1, 1)]),
-            0.009,
-        ),
-        *[Blob(OUTLINE, joints[EYE + s : EYE + s + 1], 0.03) for s in (0, 1)],
-        *[_marker(joints, EYE + s, 0.024) for s in (0, 1)],
-        _marker(joints, NOSE, 0.02),
-    ]
-    skull = [
-        Blob(OUTLINE, (centre + up * 0.012)[None], HEAD + EDGE),
-        Blob(OUTLINE, centre[None], HEAD + EDGE),
-    ]
-    hair = Blob(HAIR, (centre + up * 0.012)[None], HEAD)
+    skull = [Blob(OUTLINE, (centre + up * lift)[None], HEAD + EDGE) for lift in (0.012, 0.0)]
+    hair = [Blob(HAIR, (centre + up * lift)[None], HEAD) for lift in (0.012, 0.0)]
     if not faces:
-        return [*skull, *face_marks, hair, Blob(HAIR, centre[None], HEAD), *ear_blobs]
-    return [*skull, hair, Blob(FACE, (centre - up * 0.02)[None], HEAD - 0.018), *ear_blobs, *face_marks]
+        hidden = [_marker(joints, j, 0.02) for j in (NOSE, EYE, EYE + 1)]
+        return [*skull, *hidden, *hair, *ear_blobs]
+    beside = np.array([-up[1], up[0]]) * 0.03
+    mouth = joints[NOSE] - up * 0.05 + np.stack([-beside, beside])
+    blobs = [*skull, hair[0], Blob(FACE, (centre - up * 0.02)[None], HEAD - 0.018), *ear_blobs]
+    blobs += [Blob(MOUTH, mouth, 0.011)] + [Blob(EYEBALL, eye[None], 0.03) for eye in eyes]
+    return blobs + [_marker(joints, j, r) for j, r in ((EYE, 0.018), (EYE + 1, 0.018), (NOSE, 0.022))]
 
 
 def figure_blobs(rng: np.random.Generator) -> tuple[list[Blob], np.ndarray]:
@@ -194,18 +172,22 @@ def figure_palette(rng: np.random.Generator, shirt: np.ndarray) -> np.ndarray:
     """Colours of one person: every part on its left is lighter than its fellow on the right.
 
     shirt: (3,) RGB, 0 to 255, a colour that stands out from the background.
-    Returns (34, 3) uint8, one row a part.
+    Returns (35, 3) uint8, one row a part.
     """
     skin = SKIN_TONES[rng.integers(len(SKIN_TONES))] * rng.uniform(0.94, 1.04)
+    hair = rng.uniform(15, 110) * np.array([1.0, 0.8, 0.6])
     trousers, shoe, accent = rng.uniform(30, 220, 3), rng.uniform(20, 120, 3), rng.uniform(60, 250, 3)
+    middle = {OUTLINE: [22, 20, 26], HAIR: hair, FACE: skin, NECK: skin * 0.85, BELT: [40, 34, 30]}
+    middle |= {MOUTH: [150, 50, 50], EYEBALL: [250, 250, 245], NOSE + 1: skin * 0.6}
+    sides = {SHIRT: shirt, SHOULDER + 1: shirt, FOREARM: skin, WRIST + 1: skin, EAR + 1: skin}
+    sides |= {THIGH: trousers, SHIN: trousers * 0.8, SHOE: shoe, ANKLE + 1: shoe}
+    sides |= {ELBOW + 1: accent, KNEE + 1: accent, HIP + 1: accent}
     palette = np.zeros((PARTS, 3))
-    for row, colour in [(OUTLINE, [22, 20, 26]), (HAIR, rng.uniform(15, 110) * np.array([1, 0.8, 0.6])), (FACE, skin),
-                        (NECK, skin * 0.85), (BELT, [40, 34, 30]), (MOUTH, [150, 50, 50]), (NOSE + 1, skin * 0.6)]:  # fmt: skip
-        palette[row] = colour
-    palette[EYE + 1 : EYE + 3] = 250, 250, 245
-    for row, colour in [(SHIRT, shirt), (FOREARM, skin), (THIGH, trousers), (SHIN, trousers * 0.8), (SHOE, shoe),
-                        (SHOULDER + 1, shirt), (ELBOW + 1, accent), (WRIST + 1, skin), (HIP + 1, accent),
-                        (KNEE + 1, accent), (ANKLE + 1, shoe), (EAR + 1, skin)]:  # fmt: skip
-        palette[row] = np.asarray(colour) * 0.72 + 255 * 0.28
-        palette[row + 1] = np.asarray(colour) * 0.68
+    for part, colour in middle.items():
+        palette[part] = colour
+    for part, colour in sides.items():
+        palette[part] = colour * 0.72 + 255 * 0.28
+        palette[part + 1] = colour * 0.68
+    palette[EYE + 1] = 60, 60, 150  # a blue and a black eye
+    palette[EYE + 2] = 20, 20, 20
     return palette.clip(0, 255).astype(np.uint8)

@@ -1,7 +1,7 @@
 """Sprites: an object drawn once at 4x4 samples a pixel, then painted, occluded and measured.
 
-Everything an annotation says (mask, box, visibility) is read off the same samples that the picture is made of, so
-that labels and pixels cannot disagree by more than one sample (a quarter of a pixel).
+All that an annotation says (mask, box, visibility) is read off the samples that the picture is made of, so
+labels and pixels cannot disagree by more than a sample, a quarter of a pixel.
 """
 
 from dataclasses import dataclass
@@ -68,8 +68,9 @@ def draw_sprite(
     """Scale parts to a wanted size and draw them at 4x4 samples a pixel.
 
     blobs: parts in painting order, any unit.  palette: (P, 3) uint8.
-    size: wanted sqrt(box width * box height) in pixels; smaller when the box would pass `limit` (height, width) pixels.
-    phase: x, y in [0, 1) pixel, where in its first pixel the box starts, so that edges fall anywhere in a pixel.
+    size: wanted sqrt(box width * box height) in pixels; less where the box would exceed the limit.
+    limit: height, width in pixels.
+    phase: x, y in [0, 1) pixel, where in its first pixel the box starts, so that edges fall anywhere in one.
     joints: (J, 2) in the blobs' unit; joint j shows while the sample at it still carries part j + 1.
     """
     x0, y0, x1, y1 = extent(blobs)
@@ -79,9 +80,8 @@ def draw_sprite(
     canvas = Image.new("L", (width * SAMPLES, height * SAMPLES))
     pen = ImageDraw.Draw(canvas)
     for part, points, radius in blobs:
-        _paint(
-            pen, part, (points * scale + shift) * SAMPLES - 0.5, radius * scale * SAMPLES
-        )  # PIL: centre of sample 0 is 0
+        # PIL's coordinates are indices of samples, whose centres are at i + 0.5
+        _paint(pen, part, (points * scale + shift) * SAMPLES - 0.5, radius * scale * SAMPLES)
     parts = np.array(canvas)
     if joints is None:
         return Sprite(parts, palette, np.zeros((0, 2)), np.zeros(0, bool))
@@ -96,6 +96,7 @@ def _paint(pen: ImageDraw.ImageDraw, part: int, points: np.ndarray, radius: floa
     if not radius:
         pen.polygon(points.ravel().tolist(), fill=part)
         return
+    radius = max(radius, 1.0)  # the smallest disc that is sure to have the sample at its centre
     for x, y in points.tolist():
         pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=part)
     if len(points) == 2:
@@ -122,7 +123,8 @@ class Placed:
     mask: (H, W) bool, pixels of which at least half is this object, seen.
     box: (4,) float64 xyxy, the tight box of the visible samples within one pixel of the mask.
     shown: fraction of the whole object (also its part outside the image) that is seen, 0 to 1.
-    keypoints: (J, 3) float64 x, y, v in the image's pixels; v is 2 seen, 1 hidden, and the row is 0 outside the image.
+    keypoints: (J, 3) float64 x, y in the image's pixels, v 2 seen or 1 hidden; the row is 0 outside the
+    image.
     """
 
     label: int
@@ -155,11 +157,13 @@ def _fine(window: slice) -> slice:
 def resolve_occlusion(
     placed: list[Placed], image_size: tuple[int, int], min_shown: float, min_size: float
 ) -> list[Placed]:
-    """Find what is seen of each object, from the top one down, and leave out those of which too little is seen.
+    """Find what is seen of each object, from the top one down, and leave out those that show too little.
 
     placed: objects in painting order (last on top); mask, box, shown and keypoints are filled in.
-    min_shown: least fraction of an object's area that must be seen.  min_size: least sqrt(visible box area), pixels.
-    Returns the kept ones in painting order; a left-out object hides nothing, because it is not painted at all.
+    min_shown: least fraction of an object's area that must be seen.
+    min_size: least sqrt(visible box area), pixels.
+    Returns the kept ones in painting order; one that is left out hides nothing, because it is not painted
+    at all.
     """
     H, W = image_size
     covered = np.zeros((H * SAMPLES, W * SAMPLES), bool)
@@ -187,7 +191,7 @@ def resolve_occlusion(
 
 
 def _visible_box(mask: np.ndarray, seen: np.ndarray, top: int, left: int) -> np.ndarray | None:
-    """Slivers too thin to be in the mask must not stretch the box: only samples within a pixel of the mask count."""
+    """Only samples within a pixel of the mask count: no thin sliver far from it may stretch the box."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None
@@ -238,43 +242,3 @@ def paint(image: np.ndarray, placed: list[Placed]) -> None:
         coverage = block_counts(parts > 0).astype(np.uint16)[..., None]  # (h, w, 1), 0 to 16
         region = image[rows, columns]
         region[:] = np.minimum(255, (region * (SAMPLES**2 - coverage) + 8) // SAMPLES**2 + colour)
-
-
-def background(rng: np.random.Generator, image_size: tuple[int, int]) -> np.ndarray:
-    """A textured background: a gradient of two muted colours, with stripes, checks, blotches or none, and grain.
-
-    rng: source of all choices.  image_size: H, W in pixels.
-    Returns (H, W, 3) uint8.
-    """
-    H, W = image_size
-    base = rng.uniform(60, 200) + rng.uniform(-28, 28, 3)
-    y, x = np.arange(H, dtype=np.float32)[:, None], np.arange(W, dtype=np.float32)[None]
-    angle = rng.uniform(0, 2 * np.pi)
-    ramp = (x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))) / np.float32(
-        max(H, W)
-    )  # (H, W), -1.4 to 1.4
-    kind, period, strength = rng.integers(4), rng.uniform(6, 28), rng.uniform(8, 22)
-    if kind == 0:
-        texture = np.sign(np.sin(ramp * np.float32(2 * np.pi * max(H, W) / period)))
-    elif kind == 1:
-        texture = np.where((x // period + y // period) % 2 == 0, np.float32(1), np.float32(-1))
-    elif kind == 2:
-        coarse = Image.fromarray(rng.integers(0, 256, (9, 9), dtype=np.uint8))
-        texture = np.asarray(coarse.resize((W, H), Image.Resampling.BICUBIC), np.float32) / 64 - 2
-    else:
-        texture = np.zeros((H, W), np.float32)
-    grain = rng.integers(-6, 7, (H, W), dtype=np.int8)
-    light = texture * np.float32(strength) + grain
-    tilt = rng.uniform(-26, 26, 3).astype(np.float32)
-    return (base.astype(np.float32) + ramp[..., None] * tilt + light[..., None]).clip(0, 255).astype(np.uint8)
-
-
-def contrasting_colour(rng: np.random.Generator, behind: np.ndarray, distance: float = 110.0) -> np.ndarray:
-    """A random colour that stands out from another one.
-
-    behind: (3,) RGB, 0 to 255.  distance: wanted Euclidean RGB distance; the best of 16 draws when none reaches it.
-    Returns (3,) float64 RGB.
-    """
-    colours = rng.uniform(10, 250, (16, 3))
-    apart = np.linalg.norm(colours - behind, axis=1)
-    return colours[np.argmax(apart >= distance)] if (apart >= distance).any() else colours[np.argmax(apart)]
