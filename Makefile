@@ -57,7 +57,7 @@ lab: .venv/.stamp-lab
 	$(BIN)/python -m jupyterlab notebooks
 
 lint: .venv/.stamp-test
-	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff check --output-format concise .
 
 # The tests share the cores among JOBS processes, one torch thread each; a test that wants two numba threads may ask
 # for them. The notebooks run one by one, each in the kernel and with the threads that a reader gets.
