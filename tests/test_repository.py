@@ -34,7 +34,7 @@ def test_no_tracked_file_is_large(tracked):
 
 
 MACHINE_PATH = re.compile(r"(?<![\w.~$}*\-])/(?:wor[k]|roo[t]|tm[p]|hom[e]|User[s])/[\w.]|[A-Z]:\\+User[s]\\")
-INDEX = re.compile(r"(?:index-url|find-links|trusted-host|INDEX_URL)[ =\"']+(?:https?://)?([\w.-]+)|(file:/)/")
+INDEX = re.compile(r"(?:index-url|find-links|trusted-host|INDEX_URL)[ =\"']+(?:https?://)?([\w-]+(?:\.[\w-]+)+)|(file:/)/")
 PUBLIC_INDEXES = {"pypi.org", "download.pytorch.org"}
 
 
@@ -65,7 +65,7 @@ def test_no_machine_path_is_tracked(tracked):
 @pytest.mark.parametrize(
     ("text", "host"),
     [
-        ("pip install --index-url https://" + "mirror.example/simple x", "mirror.example"),
+        ("pip install --index-" + "url https://mirror.example/simple x", "mirror.example"),
         ("PIP_INDEX_" + "URL=https://mirror.example/simple", "mirror.example"),
         ("find-" + "links = '10.0.0.7/wheels'", "10.0.0.7"),
         ("--index-url https://download.pytorch.org/whl/cpu", "download.pytorch.org"),
