@@ -135,6 +135,13 @@ def _check(config: ModelConfig) -> None:
         raise ValueError(
             f"anchor_sizes has {len(config.anchor_sizes)} levels, neck {config.neck!r} has {len(config.strides)}: give one each"
         )
+    if len({len(sizes) for sizes in config.anchor_sizes}) != 1:
+        raise ValueError(
+            f"anchor_sizes is {config.anchor_sizes}: one RPN head serves all levels, give each the same number of sizes"
+        )
+    for name in ("widths", "blocks"):
+        if len(getattr(config, name)) != 4:
+            raise ValueError(f"{name} has {len(getattr(config, name))} entries: give four, of res2, res3, res4 and res5")
     for name in ("score_threshold", "box_nms", "rpn_nms", "rpn_positive_fraction", "roi_positive_fraction"):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name} is {getattr(config, name)}: it must lie in 0..1")
@@ -174,7 +181,13 @@ CONVENTIONS = {
         "level_eps_inside": False,
         "box_beta": 1 / 9,
     },
-    "detectron2": {"anchor_offset": 0.0, "sampling_ratio": 0, "mask_target_binary": True},
+    "detectron2": {
+        "anchor_offset": 0.0,
+        "sampling_ratio": 0,
+        "mask_target_binary": True,
+        "rpn_beta": 0.0,  # plain L1
+        "box_beta": 0.0,
+    },
 }
 
 

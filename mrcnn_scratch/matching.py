@@ -16,7 +16,7 @@ def match(iou: torch.Tensor, high: float, low: float, allow_low_quality: bool = 
     its own best ground truth, which need not be the one that claimed it.
 
     Args:
-        iou: (G, A) overlaps in [0, 1]; G may be 0.
+        iou: (G, A) overlaps in [0, 1]; either may be 0.
         high: at least this IoU is a positive.
         low: below this IoU is background; between the two is ignored.
         allow_low_quality: for the RPN, not for the heads.
@@ -25,7 +25,7 @@ def match(iou: torch.Tensor, high: float, low: float, allow_low_quality: bool = 
         (A,) int64: index of the ground truth, or ``BACKGROUND`` (-1), or ``IGNORED`` (-2).
     """
     G, A = iou.shape
-    if G == 0:
+    if G == 0 or A == 0:
         return torch.full((A,), BACKGROUND, dtype=torch.int64, device=iou.device)
     best_iou, best = iou.max(dim=0)  # (A,), (A,)
     matches = best.clone()
@@ -61,7 +61,8 @@ def match_boxes(
     if crowd.any():
         hidden = (box_ioa(boxes, truth[crowd]) > crowd_ioa).any(dim=1)  # (A,)
         matches[(matches == BACKGROUND) & hidden] = IGNORED
-        matches = torch.where(matches >= 0, plain[matches.clamp(min=0)], matches)
+        matched = matches >= 0  # none where the crowd is all there is
+        matches[matched] = plain[matches[matched]]
     return matches
 
 

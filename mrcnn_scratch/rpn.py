@@ -60,9 +60,13 @@ def rpn_targets(
     Returns:
         positive (P,) and negative (M,) int64 indices of anchors; deltas (P, 4) of the positives.
     """
-    matches = match_boxes(anchors, target, config.rpn_positive_iou, config.rpn_negative_iou, allow_low_quality=True)
-    if config.rpn_straddle >= 0:
-        matches[_outside(anchors, image_size) > config.rpn_straddle] = IGNORED
+    usable = torch.ones(len(anchors), dtype=torch.bool, device=anchors.device)
+    if config.rpn_straddle >= 0:  # before matching: an object at the border is claimed by its best anchor *inside*
+        usable = _outside(anchors, image_size) <= config.rpn_straddle
+    matches = torch.full_like(usable, IGNORED, dtype=torch.int64)  # (A,)
+    matches[usable] = match_boxes(
+        anchors[usable], target, config.rpn_positive_iou, config.rpn_negative_iou, allow_low_quality=True
+    )
     positive, negative = sample(matches, config.rpn_batch, config.rpn_positive_fraction, generator)
     deltas = encode_boxes(target["boxes"][matches[positive]], anchors[positive])
     return positive, negative, deltas
