@@ -1,0 +1,85 @@
+"""The configuration: strict, immutable, and its published numbers."""
+
+import json
+from dataclasses import FrozenInstanceError, asdict
+
+import pytest
+
+from mrcnn_scratch.config import CONVENTIONS, PRESETS, ModelConfig, model_config
+
+
+def test_the_papers_numbers():
+    config = ModelConfig()
+    assert (config.min_size, config.max_size) == (800, 1333)
+    assert (config.rpn_positive_iou, config.rpn_negative_iou, config.rpn_batch) == (0.7, 0.3, 256)
+    assert (config.roi_positive_iou, config.roi_batch, config.roi_positive_fraction) == (0.5, 512, 0.25)
+    assert (config.rpn_beta, config.box_beta) == (1 / 9, 1.0)
+    assert config.box_weights == (10, 10, 5, 5)
+    assert (config.canonical_size, config.canonical_level) == (224, 4)
+    assert (config.box_pool, config.mask_pool, config.mask_convs, config.keypoint_convs) == (7, 14, 4, 8)
+    assert (config.detections_per_image, config.box_nms, config.rpn_nms) == (100, 0.5, 0.7)
+
+
+def test_conventions_are_where_the_codebases_part():
+    paper, theirs = model_config("tiny-fpn"), model_config("tiny-fpn", "torchvision")
+    assert (paper.anchor_offset, paper.anchor_rounded, paper.roi_aligned, paper.paste_legacy) == (0.5, False, True, False)
+    assert (theirs.anchor_offset, theirs.anchor_rounded, theirs.roi_aligned, theirs.paste_legacy) == (0, True, False, True)
+    assert (theirs.box_beta, theirs.rpn_beta) == (1 / 9, 1 / 9)  # torchvision uses the RPN's value in both places
+    assert not theirs.level_eps_inside and not theirs.mask_target_aligned
+    detectron2 = model_config("tiny-fpn", "detectron2")
+    assert detectron2.sampling_ratio == 0 and detectron2.mask_target_binary and detectron2.roi_aligned
+    assert (detectron2.box_beta, detectron2.rpn_beta) == (0, 0)  # plain L1
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("conventions", CONVENTIONS)
+def test_every_preset_survives_json(name, conventions):
+    config = model_config(name, conventions, num_classes=5)
+    assert ModelConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
+
+
+def test_unknown_names_get_a_suggestion():
+    with pytest.raises(ValueError, match="no field 'score_treshold': did you mean 'score_threshold'"):
+        model_config("tiny-fpn", score_treshold=0.5)
+    with pytest.raises(ValueError, match="no field 'zzz': the fields are num_classes, "):
+        ModelConfig.from_dict({"zzz": 1})
+    with pytest.raises(ValueError, match="unknown model 'R50': this version has tiny-fpn"):
+        model_config("R50")
+    with pytest.raises(ValueError, match="unknown conventions 'mine': choose one of paper, torchvision"):
+        model_config("tiny-fpn", "mine")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("neck", "fpm", "neck is 'fpm': choose one of fpn, c4"),
+        ("norm", "layer", "norm is 'layer': choose one of batch, frozen, group"),
+        ("roi_op", "crop", "roi_op is 'crop': choose one of align, warp, pool"),
+        ("roi_reduce", "sum", "roi_reduce is 'sum'"),
+        ("num_classes", 1, "num_classes is 1: it counts the background, so it is at least 2"),
+        ("keypoints", -1, "keypoints is -1: give 0 for no keypoint branch"),
+        ("score_threshold", 1.5, "score_threshold is 1.5: it must lie in 0..1"),
+        ("rpn_positive_fraction", -0.1, "rpn_positive_fraction is -0.1"),
+        ("roi_batch", 0, "roi_batch is 0: it must be at least 1"),
+        ("anchor_sizes", ((8,),), "anchor_sizes has 1 levels, neck 'fpn' has 4: give one each"),
+        ("anchor_sizes", ((8,), (8, 16), (8,), (8,)), "the same number of sizes"),
+        ("widths", (8, 16), "widths has 2 entries"),
+        ("blocks", (1, 1, 1), "blocks has 3 entries"),
+    ],
+)
+def test_values_out_of_range_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        model_config("tiny-fpn", **{field: value})
+
+
+def test_a_configuration_cannot_change_under_a_model():
+    config = model_config("tiny-fpn")
+    with pytest.raises(FrozenInstanceError):
+        config.box_nms = 0.9
+    assert config.with_fields(box_nms=0.9).box_nms == 0.9 and config.box_nms == 0.5
+    assert hash(config.with_fields(anchor_sizes=[[8], [16], [32], [64]]))  # lists become tuples
+
+
+def test_strides_follow_the_neck():
+    assert model_config("tiny-fpn").strides == (4, 8, 16, 32)
+    assert model_config("tiny-c4").strides == (16,)
