@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,6 +89,23 @@ class ToyDataset:
 PLAIN = TrainConfig(
     steps=12, batch_size=2, lr=0.05, warmup_steps=4, log_every=2, checkpoint_every=4, flip=0.0, clip_norm=1.0
 )
+
+
+@pytest.fixture(autouse=True)
+def sigint_is_delivered():
+    """A shell starts background jobs with SIGINT ignored, and the loop respects that: set our own."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def one_thread():
+    """Two OpenMP threads on a busy machine wait for each other: 13 times slower than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def run(config=PLAIN, dataset=None, model=None, **kwargs):
@@ -435,6 +453,19 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 
     with pytest.raises(KeyboardInterrupt, match="at once"):
         run(dataset=Hung(), out_dir=tmp_path)
+
+
+def test_an_ignored_sigint_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup
+    _, result = run(on_step=stop_at(3, lambda: signal.raise_signal(signal.SIGINT)))
+    assert result.steps == result.losses[-1]["step"] == 12
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_training_works_outside_the_main_thread():
+    with ThreadPoolExecutor(1) as pool:
+        threaded, _ = pool.submit(run).result()
+    assert torch.equal(threaded.score.weight, run()[0].score.weight)
 
 
 def test_a_callback_may_stop_the_run_and_nothing_is_saved_without_a_folder(tmp_path):
@@ -846,3 +877,60 @@ def test_refusal_leaves_no_folder(tmp_path):
     with pytest.raises(ValueError):
         run(dataset=ToyDataset(0), out_dir=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+# The real detector
+
+
+@pytest.mark.parametrize("name", ["tiny-fpn", "tiny-c4"])
+def test_the_detector_resumes_bit_for_bit(tmp_path, name, one_thread):
+    from mrcnn_scratch.datasets.shapes import ShapesDataset
+    from mrcnn_scratch.model import build_model
+
+    dataset = ShapesDataset("demo", 6, image_size=(64, 80))
+    config = TrainConfig(
+        steps=6, batch_size=2, lr=0.01, warmup_steps=3, log_every=1, checkpoint_every=3, scale=(0.8, 1.25)
+    )
+
+    def detector(seed):
+        keypoints = dataset.num_keypoints if name == "tiny-fpn" else 0
+        return build_model(name, num_classes=dataset.num_classes, masks=True, keypoints=keypoints, seed=seed)
+
+    whole = detector(seed=0)
+    result = train(whole, dataset, config, tmp_path / "whole", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        press = stop_at(4, lambda: signal.raise_signal(signal.SIGINT))
+        train(detector(seed=0), dataset, config, tmp_path / "parts", progress=False, on_step=press)
+    # the weights of a checkpoint come with their configuration, the seed of the first weights among it
+    resumed = detector(seed=0)
+    again = train(resumed, dataset, config, tmp_path / "parts", resume=True, progress=False, workers=2)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    assert without_rate(result.losses) == without_rate(again.losses)
+    assert all(row["loss_objectness"] > 0 and row["grad_norm"] > 0 for row in result.losses)
+    loaded, facts = weights.load_model(tmp_path / "parts" / "last.safetensors")
+    assert facts["step"] == 6
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in whole.state_dict().items())
+
+
+def test_nan_pixels_are_named_by_image_id():
+    from mrcnn_scratch.datasets.shapes import ShapesDataset
+    from mrcnn_scratch.model import build_model
+
+    class Rotten(ShapesDataset):
+        def __getitem__(self, index):
+            image, target = super().__getitem__(index)
+            if index == 2:
+                image = image.clone()
+                image[0, 0, 0] = float("nan")
+            return image, target
+
+    dataset = Rotten("demo", 4, image_size=(64, 80))
+    model = build_model("tiny-fpn", num_classes=dataset.num_classes, masks=True, keypoints=0)
+    place = batch_indices(0, 4, 4, 0).index(2)
+    ids = ", ".join(str(dataset.image_ids[index]) for index in batch_indices(0, 4, 4, 0))
+    with pytest.raises(
+        ValueError, match=rf"step 1, image ids \[{ids}\] in this order: image {place} has values nan"
+    ):
+        train(model, dataset, TrainConfig(steps=2, batch_size=4), progress=False)
