@@ -93,19 +93,18 @@ def draw_sprite(
 
 
 def _paint(pen: ImageDraw.ImageDraw, part: int, points: np.ndarray, radius: float) -> None:
+    """Points and radius in samples. PIL cuts coordinates off to integers, so they are rounded here first."""
     if not radius:
-        pen.polygon(points.ravel().tolist(), fill=part)
+        pen.polygon(np.floor(points + 0.5).ravel().tolist(), fill=part)
         return
     radius = max(radius, 1.0)  # the smallest disc that is sure to have the sample at its centre
-    for x, y in points.tolist():
-        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=part)
+    for point in points:
+        pen.ellipse(np.floor(np.concatenate([point - radius, point + radius]) + 0.5).tolist(), fill=part)
     if len(points) == 2:
         along = points[1] - points[0]
-        length = np.hypot(*along)
-        if length > 0:
-            side = np.array([-along[1], along[0]]) * (radius / length)
-            corners = np.stack([points[0] + side, points[1] + side, points[1] - side, points[0] - side])
-            pen.polygon(corners.ravel().tolist(), fill=part)
+        side = np.array([-along[1], along[0]]) * (radius / max(np.hypot(*along), 1e-9))
+        corners = np.stack([points[0] + side, points[1] + side, points[1] - side, points[0] - side])
+        pen.polygon(np.floor(corners + 0.5).ravel().tolist(), fill=part)
 
 
 def block_counts(samples: np.ndarray) -> np.ndarray:
@@ -161,7 +160,7 @@ def resolve_occlusion(
 
     placed: objects in painting order (last on top); mask, box, shown and keypoints are filled in.
     min_shown: least fraction of an object's area that must be seen.
-    min_size: least sqrt(visible box area), pixels.
+    min_size: least sqrt(visible box area), pixels; crowds are exempt, their members are small by design.
     Returns the kept ones in painting order; one that is left out hides nothing, because it is not painted
     at all.
     """
@@ -181,7 +180,9 @@ def resolve_occlusion(
         item.mask[rows, columns] = block_counts(seen) >= SAMPLES**2 // 2
         item.mask &= ~taken  # a pixel that two objects share half and half belongs to the upper one
         item.box = _visible_box(item.mask, seen, rows.start, columns.start)
-        if item.box is None or (item.box[2] - item.box[0]) * (item.box[3] - item.box[1]) < min_size**2:
+        if item.box is None:
+            continue
+        if not item.crowd and (item.box[2] - item.box[0]) * (item.box[3] - item.box[1]) < min_size**2:
             continue
         item.keypoints = _visible_keypoints(item, seen, image_size)
         above |= solid  # a view: writes into `covered`
