@@ -19,14 +19,14 @@ _parallel_process: list[int] = []  # the process that ran the first parallel ker
 FASTMATH = {"contract"}  # a*b+c as one instruction; sums keep their order, NaN and infinity keep their meaning
 
 
-def compiled(function=None, *, parallel: bool = False, fastmath=False):
+def compiled(function=None, *, parallel: bool = False, fastmath=False, error_model: str = "python"):
     """`numba.njit`, with a cache on disk where the disk allows one; nothing is compiled before the first call.
 
     Numba's cache does not know the options: a serial and a parallel variant each need their own `def`.
     """
     if function is None:
-        return lambda f: compiled(f, parallel=parallel, fastmath=fastmath)
-    options = {"parallel": parallel, "fastmath": fastmath, "nogil": True}
+        return lambda f: compiled(f, parallel=parallel, fastmath=fastmath, error_model=error_model)
+    options = {"parallel": parallel, "fastmath": fastmath, "error_model": error_model, "nogil": True}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no folder can be written to: compile again in every process

@@ -25,10 +25,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes.to(torch.float64 if boxes.dtype == torch.float64 else torch.float32)[order]
     if boxes.device.type == "cpu" and _numba_works():
-        keep = torch.from_numpy(_compiled_sweep()(boxes.contiguous().numpy(), float(iou_threshold)))
-    else:
-        keep = _sweep_torch(boxes, iou_threshold)
-    return order[keep]
+        return order[_sweep_numba(boxes, iou_threshold)]
+    return order[_sweep_torch(boxes, iou_threshold)]
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -51,22 +49,40 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     return keep[scores.detach()[keep].argsort(descending=True, stable=True)]
 
 
-def _sweep(boxes, threshold):
-    """Which of the boxes, sorted best first, stay: (R,) bool. Plain Python; runs compiled, see `_compiled_sweep`."""
+def _sweep(boxes, threshold, keep):
+    """Clear keep[j] for each box that a better one suppresses. boxes (R, 4), best first; keep (R,) uint8, all ones.
+
+    Written for Numba, see `_compiled_sweep`. The inner loop has no branch, so it becomes SIMD: it compares a kept box
+    with *every* later one. Two boxes without area have no IoU (0 / 0 exceeds nothing): both stay.
+    """
     R = boxes.shape[0]
-    keep = np.ones(R, np.bool_)
     x1, y1, x2, y2 = boxes[:, 0].copy(), boxes[:, 1].copy(), boxes[:, 2].copy(), boxes[:, 3].copy()
     area = (x2 - x1) * (y2 - y1)
+    zero = area.dtype.type(0)
     for i in range(R):
-        if not keep[i]:
+        if keep[i] == 0:
             continue
-        for j in range(i + 1, R):
-            width = min(x2[i], x2[j]) - max(x1[i], x1[j])
-            height = min(y2[i], y2[j]) - max(y1[i], y1[j])
-            shared = max(width, 0) * max(height, 0)
-            if shared > threshold * (area[i] + area[j] - shared):
-                keep[j] = False
-    return keep
+        left, top, right, bottom, size = x1[i], y1[i], x2[i], y2[i], area[i]
+        n = i + 1  # views, since an index i + 1 + j could be negative for all that the compiler knows: no SIMD
+        lefts, tops, rights, bottoms, areas, stays = x1[n:], y1[n:], x2[n:], y2[n:], area[n:], keep[n:]
+        for j in range(len(stays)):
+            width = (right if right < rights[j] else rights[j]) - (left if left > lefts[j] else lefts[j])
+            height = (bottom if bottom < bottoms[j] else bottoms[j]) - (top if top > tops[j] else tops[j])
+            shared = (width if width > zero else zero) * (height if height > zero else zero)
+            stays[j] = 0 if shared / (size + areas[j] - shared) > threshold else stays[j]
+
+
+def _threshold_for(dtype, iou_threshold: float):
+    """The largest number of that precision that is not above the threshold: IoU > either is then the same question."""
+    rounded = dtype.type(iou_threshold)
+    return rounded if float(rounded) <= iou_threshold else np.nextafter(rounded, dtype.type(-1))
+
+
+def _sweep_numba(boxes: Tensor, iou_threshold: float) -> Tensor:
+    boxes = boxes.contiguous().numpy()
+    keep = np.ones(len(boxes), np.uint8)
+    _compiled_sweep()(boxes, _threshold_for(boxes.dtype, iou_threshold), keep)
+    return torch.from_numpy(keep).bool()
 
 
 def _sweep_torch(boxes: Tensor, threshold: float) -> Tensor:
@@ -79,7 +95,8 @@ def _sweep_torch(boxes: Tensor, threshold: float) -> Tensor:
         low = torch.maximum(boxes[i, :2], boxes[i + 1 :, :2])
         high = torch.minimum(boxes[i, 2:], boxes[i + 1 :, 2:])
         shared = (high - low).clamp(min=0).prod(dim=1)
-        keep[i + 1 :] &= ~(shared / (area[i] + area[i + 1 :] - shared) > threshold)
+        iou = (shared / (area[i] + area[i + 1 :] - shared)).double()
+        keep[i + 1 :] &= ~(iou > threshold)
     return keep
 
 
@@ -97,7 +114,7 @@ def _numba_works() -> bool:
 def _compiled_sweep():
     from ._numba import compiled
 
-    return compiled(_sweep)
+    return compiled(_sweep, error_model="numpy")
 
 
 def _check(boxes: Tensor, scores: Tensor, iou_threshold: float) -> None:

@@ -12,18 +12,22 @@ from torch import Tensor
 
 from ._validate import check_boxes
 
-CONVENTIONS = ("legacy", "aligned", "warp")
 BACKENDS = {"numba": ".numba_cpu", "reference": ".reference"}
 
 
-def _backend(name: str):
-    return import_module(BACKENDS[name], __package__)
+def _run(backend: str, function: str, *arguments):
+    """Call a backend's function: the compiled ones take tensors, the reference NumPy arrays."""
+    function = getattr(import_module(BACKENDS[backend], __package__), function)
+    if backend == "numba":
+        return function(*arguments)
+    result = function(*(a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments))
+    return tuple(map(torch.from_numpy, result)) if isinstance(result, tuple) else torch.from_numpy(result)
 
 
 @torch.library.custom_op("mrcnn_scratch::roi_align", mutates_args=())
 def align(x: Tensor, boxes: Tensor, h: int, w: int, scale: float, ratio: int, convention: str, backend: str) -> Tensor:
     check_boxes(boxes, x.shape[0])
-    return _backend(backend).roi_align_forward(x.contiguous(), boxes, (h, w), scale, ratio, convention)
+    return _run(backend, "roi_align_forward", x, boxes, (h, w), scale, ratio, convention)
 
 
 @torch.library.custom_op("mrcnn_scratch::roi_align_backward", mutates_args=())
@@ -31,7 +35,7 @@ def align_backward(
     grad: Tensor, boxes: Tensor, shape: list[int], scale: float, ratio: int, convention: str, backend: str
 ) -> Tensor:
     size = tuple(grad.shape[2:])
-    return _backend(backend).roi_align_backward(grad, boxes, tuple(shape), size, scale, ratio, convention)
+    return _run(backend, "roi_align_backward", grad, boxes, tuple(shape), size, scale, ratio, convention)
 
 
 @torch.library.custom_op("mrcnn_scratch::roi_align_max", mutates_args=())
@@ -39,7 +43,7 @@ def align_max(
     x: Tensor, boxes: Tensor, h: int, w: int, scale: float, ratio: int, convention: str, backend: str
 ) -> tuple[Tensor, Tensor]:
     check_boxes(boxes, x.shape[0])
-    return _backend(backend).roi_align_max_forward(x.contiguous(), boxes, (h, w), scale, ratio, convention)
+    return _run(backend, "roi_align_max_forward", x, boxes, (h, w), scale, ratio, convention)
 
 
 @torch.library.custom_op("mrcnn_scratch::roi_align_max_backward", mutates_args=())
@@ -54,19 +58,19 @@ def align_max_backward(
     backend: str,
 ) -> Tensor:
     size = tuple(grad.shape[2:])
-    backward = _backend(backend).roi_align_max_backward
-    return backward(grad, argmax, boxes, tuple(shape), size, scale, ratio, convention)
+    options = (tuple(shape), size, scale, ratio, convention)
+    return _run(backend, "roi_align_max_backward", grad, argmax, boxes, *options)
 
 
 @torch.library.custom_op("mrcnn_scratch::roi_pool", mutates_args=())
 def pool(x: Tensor, boxes: Tensor, h: int, w: int, scale: float, backend: str) -> tuple[Tensor, Tensor]:
     check_boxes(boxes, x.shape[0])
-    return _backend(backend).roi_pool_forward(x.contiguous(), boxes, (h, w), scale)
+    return _run(backend, "roi_pool_forward", x, boxes, (h, w), scale)
 
 
 @torch.library.custom_op("mrcnn_scratch::roi_pool_backward", mutates_args=())
 def pool_backward(grad: Tensor, argmax: Tensor, boxes: Tensor, shape: list[int], backend: str) -> Tensor:
-    return _backend(backend).roi_pool_backward(grad, argmax, boxes, tuple(shape))
+    return _run(backend, "roi_pool_backward", grad, argmax, boxes, tuple(shape))
 
 
 # ---- shapes

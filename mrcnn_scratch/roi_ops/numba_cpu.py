@@ -22,6 +22,33 @@ from .._numba import FASTMATH, compiled, run
 from .vectorized import pool_geometry, sampling_geometry
 
 BLOCK = 8  # RoIs that a thread takes at a time
+SQUARE = 16  # a cache line of float32, and a power of two that no cache minds
+
+
+# ---- layout
+
+
+@compiled
+def _transpose(source, target):
+    """(A, B) into (B, A), in squares that stay in the cache: rows a power of two apart would evict each other."""
+    A, B = source.shape
+    for i in range(0, A, SQUARE):
+        for j in range(0, B, SQUARE):
+            for b in range(j, min(j + SQUARE, B)):
+                for a in range(i, min(i + SQUARE, A)):
+                    target[b, a] = source[a, b]
+
+
+@compiled
+def _transpose_all_serial(source, target):
+    for n in range(len(source)):
+        _transpose(source[n], target[n])
+
+
+@compiled(parallel=True)
+def _transpose_all_parallel(source, target):
+    for n in prange(len(source)):
+        _transpose(source[n], target[n])
 
 
 # ---- geometry: no fastmath here, or a sample lands on the other side of the border rule's edge than torch's does
@@ -68,6 +95,9 @@ def _mean_entries(start, bin_size, r, axis, grid, length, counts, cells, weights
                 else:
                     cells[p, n], weights[p, n] = cell + 1, fraction / grid
                     n += 1
+        if n % 2 == 1:  # the loops take entries in pairs
+            cells[p, n], weights[p, n] = cells[p, n - 1], 0
+            n += 1
         counts[p] = n
 
 
@@ -81,24 +111,22 @@ def _entry_arrays(dtype_like, bins, grid):
 
 
 @compiled(fastmath=FASTMATH)
-def _gather_bin(table, base, W, ny, ycells, yweights, nx, xcells, xweights, total):
-    """total[:] = the weighted sum of the bin's cells."""
-    C = len(total)
-    for c in range(C):
-        total[c] = 0
-    for a in range(ny):
-        row, wy = base + ycells[a] * W, yweights[a]
-        b = 0
-        while b + 1 < nx:
-            left, right = table[row + xcells[b]], table[row + xcells[b + 1]]
-            wl, wr = wy * xweights[b], wy * xweights[b + 1]
-            for c in range(C):
-                total[c] += wl * left[c] + wr * right[c]
-            b += 2
-        if b < nx:
-            left, wl = table[row + xcells[b]], wy * xweights[b]
-            for c in range(C):
-                total[c] += wl * left[c]
+def _weighted_sum(table, base, W, ny, ycells, yweights, nx, xcells, xweights, total):
+    """total[:] = the weighted sum of one bin's cells, two rows by two columns to a pass: one store for four loads."""
+    if ny == 0 or nx == 0:
+        total[:] = 0
+    for a in range(0, ny, 2):
+        y, z = base + ycells[a] * W, base + ycells[a + 1] * W
+        wy, wz = yweights[a], yweights[a + 1]
+        for b in range(0, nx, 2):
+            s, t, u, v = table[y + xcells[b]], table[y + xcells[b + 1]], table[z + xcells[b]], table[z + xcells[b + 1]]
+            ws, wt, wu, wv = wy * xweights[b], wy * xweights[b + 1], wz * xweights[b], wz * xweights[b + 1]
+            if a == 0 and b == 0:
+                for c in range(len(total)):
+                    total[c] = ws * s[c] + wt * t[c] + wu * u[c] + wv * v[c]
+            else:
+                for c in range(len(total)):
+                    total[c] += ws * s[c] + wt * t[c] + wu * u[c] + wv * v[c]
 
 
 @compiled(fastmath=FASTMATH)
@@ -106,7 +134,7 @@ def _mean_forward_range(table, size, batch, start, bin_size, grid, out, first, l
     H, W = size
     _, C, h, w = out.shape
     tile = np.empty((h * w, C), table.dtype)
-    most = 0
+    most = 1
     for r in range(first, last):
         most = max(most, grid[r, 0], grid[r, 1])
     ny, ycells, yweights = _entry_arrays(table, h, most)
@@ -117,13 +145,9 @@ def _mean_forward_range(table, size, batch, start, bin_size, grid, out, first, l
         base = batch[r] * H * W
         for p in range(h):
             for q in range(w):
-                _gather_bin(
-                    table, base, W, ny[p], ycells[p], yweights[p], nx[q], xcells[q], xweights[q], tile[p * w + q]
-                )
-        flat = out[r].reshape(C, h * w)
-        for c in range(C):
-            for k in range(h * w):
-                flat[c, k] = tile[k, c]
+                y, x = (ny[p], ycells[p], yweights[p]), (nx[q], xcells[q], xweights[q])
+                _weighted_sum(table, base, W, *y, *x, tile[p * w + q])
+        _transpose(tile, out[r].reshape(C, h * w))
 
 
 @compiled(fastmath=FASTMATH)
@@ -284,10 +308,8 @@ def _pool_forward_range(table, size, batch, top, bottom, left, right, out, argma
                             larger = cell[c] > value[c]
                             value[c] = cell[c] if larger else value[c]
                             place[c] = where if larger else place[c]
-        flat, flat_place = out[r].reshape(C, h * w), argmax[r].reshape(C, h * w)
-        for c in range(C):
-            for k in range(h * w):
-                flat[c, k], flat_place[c, k] = best[k, c], winner[k, c]
+        _transpose(best, out[r].reshape(C, h * w))
+        _transpose(winner, argmax[r].reshape(C, h * w))
 
 
 @compiled
@@ -333,9 +355,21 @@ def _place(boxes: Tensor, output_size, spatial_scale, sampling_ratio, convention
     return boxes[:, 0].to(torch.int64).numpy(), start.numpy(), bin_size.numpy(), grid.numpy()
 
 
+def _swap(x: Tensor) -> Tensor:
+    """(N, A, B) -> (N, B, A), contiguous. torch's own copy takes several times as long where A or B is a power of two."""
+    N, A, B = x.shape
+    if 1 in (A, B):
+        return x.reshape(N, B, A)
+    out = x.new_empty(N, B, A)
+    run(_transpose_all_serial, _transpose_all_parallel, x.numel(), x.numpy(), out.numpy())
+    return out
+
+
 def _table(features: Tensor) -> np.ndarray:
     N, C, H, W = features.shape
-    return features.detach().permute(0, 2, 3, 1).reshape(N * H * W, C).contiguous().numpy()
+    if features.is_contiguous():
+        return _swap(features.flatten(2)).view(N * H * W, C).numpy()
+    return features.permute(0, 2, 3, 1).reshape(N * H * W, C).contiguous().numpy()  # channels_last: nothing to copy
 
 
 def roi_align_forward(features, boxes, output_size, spatial_scale, sampling_ratio, convention) -> Tensor:
@@ -352,11 +386,11 @@ def roi_align_backward(grad, boxes, shape, output_size, spatial_scale, sampling_
     (N, C, H, W), (h, w) = shape, output_size
     table = grad.new_zeros(N * H * W, C)
     place = _place(boxes, output_size, spatial_scale, sampling_ratio, convention)
-    grad = grad.permute(0, 2, 3, 1).reshape(len(boxes), h * w, C).contiguous()
+    grad = _swap(grad.flatten(2).contiguous())  # (R, h*w, C)
     bands = min(H, max(1, -(-4 * torch.get_num_threads() // N)))
     arguments = (grad.numpy(), (H, W), *place, (h, w), table.numpy(), N, bands)
     run(_mean_backward_serial, _mean_backward_parallel, grad.numel(), *arguments)
-    return table.view(N, H, W, C).permute(0, 3, 1, 2).contiguous()
+    return _swap(table.view(N, H * W, C)).view(N, C, H, W)
 
 
 def roi_align_max_forward(features, boxes, output_size, spatial_scale, sampling_ratio, convention):

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-CHUNK = 1 << 24  # candidates looked at together when searching a maximum: bounds the memory of RoIPool
-
 
 def round_half_away(x: Tensor) -> Tensor:
     """C's `round`, which RoIPool uses: 0.5 -> 1 and -0.5 -> -1, where `torch.round` goes to the even neighbour."""
@@ -99,7 +97,6 @@ def roi_align(features, boxes, output_size, spatial_scale, sampling_ratio, conve
     """RoIAlign (Mask R-CNN, section 3); see `mrcnn_scratch.roi_ops.roi_align`. boxes (R, 5) of the features' dtype."""
     N, C, H, W = features.shape
     R, (h, w) = len(boxes), output_size
-    boxes = boxes.detach()
     table = features.permute(0, 2, 3, 1).reshape(N * H * W, C)
     batch = boxes[:, 0].to(torch.int64)
     start, bin_size, grid = sampling_geometry(boxes, output_size, spatial_scale, sampling_ratio, convention)
@@ -133,40 +130,35 @@ def pool_geometry(boxes: Tensor, output_size: tuple[int, int], spatial_scale: fl
 
 @torch.no_grad()
 def _pool_argmax(table, size, batch, top, bottom, left, right) -> Tensor:
-    """The table row that holds each bin's maximum, -1 for a bin without cells: (R, h*w, C) int64."""
+    """The table row that holds each bin's maximum, -1 for a bin without cells: (R, h, w, C) int64.
+
+    All bins step through their cells together, in reading order: as many steps as the largest bin has cells.
+    """
     H, W = size
-    R, h, w, C = len(batch), top.shape[1], left.shape[1], table.shape[1]
-    tall, wide = int((bottom - top).max()), int((right - left).max())
-    if tall <= 0 or wide <= 0:
-        return torch.full((R, h * w, C), -1, dtype=torch.int64, device=table.device)
-    y = top[..., None] + torch.arange(tall, device=top.device)  # (R, h, tall)
-    x = left[..., None] + torch.arange(wide, device=top.device)
-    inside = (y < bottom[..., None])[:, :, None, :, None] & (x < right[..., None])[:, None, :, None, :]
-    y, x = y.clamp(max=H - 1), x.clamp(max=W - 1)
-    cells = (batch.view(-1, 1, 1) * H + y)[:, :, None, :, None] * W + x[:, None, :, None, :]
-    cells = cells.reshape(R, h * w, tall * wide)
-    inside = inside.reshape(R, h * w, tall * wide)
-    values = table[cells].masked_fill(~inside[..., None], -torch.inf)  # (R, h*w, tall*wide, C)
-    row = cells.gather(2, values.argmax(dim=2))
-    return row.masked_fill(~inside.any(dim=2, keepdim=True), -1)
+    (R, h), w, C = top.shape, left.shape[1], table.shape[1]
+    best = table.new_full((R, h, w, C), -torch.inf)
+    winner = torch.full((R, h, w, C), -1, dtype=torch.int64, device=table.device)
+    for dy in range(int((bottom - top).max())):
+        y = top + dy  # (R, h)
+        for dx in range(int((right - left).max())):
+            x = left + dx  # (R, w)
+            inside = (y < bottom)[:, :, None] & (x < right)[:, None, :]
+            row = (batch[:, None] * H + y.clamp(max=H - 1))[:, :, None] * W + x.clamp(max=W - 1)[:, None, :]
+            value = table[row]  # (R, h, w, C)
+            larger = (value > best) & inside[..., None]
+            best = torch.where(larger, value, best)
+            winner = torch.where(larger, row[..., None], winner)
+    return winner
 
 
 def roi_pool(features, boxes, output_size, spatial_scale) -> Tensor:
     """RoIPool (Fast R-CNN, section 2.1); see `mrcnn_scratch.roi_ops.roi_pool`. boxes (R, 5) of the features' dtype."""
     N, C, H, W = features.shape
     R, (h, w) = len(boxes), output_size
-    boxes = boxes.detach()
-    table = features.permute(0, 2, 3, 1).reshape(N * H * W, C)
     if R == 0:
         return features.new_zeros(0, C, h, w) + features[:0].sum()
-    batch = boxes[:, 0].to(torch.int64)
+    table = features.permute(0, 2, 3, 1).reshape(N * H * W, C)
     edges = pool_geometry(boxes, output_size, spatial_scale, (H, W))
-    tall, wide = (int((end - first).max()) for first, end in (edges[:2], edges[2:]))
-    step = max(1, CHUNK // max(1, h * w * tall * wide * C))
-    rows = [
-        _pool_argmax(table, (H, W), batch[i : i + step], *(e[i : i + step] for e in edges))
-        for i in range(0, R, step)
-    ]
-    row = torch.cat(rows)  # (R, h*w, C)
-    pooled = table.gather(0, row.clamp(min=0).view(-1, C)).view(R, h * w, C).masked_fill(row < 0, 0)
+    winner = _pool_argmax(table, (H, W), boxes[:, 0].to(torch.int64), *edges).view(-1, C)  # (R*h*w, C)
+    pooled = table.gather(0, winner.clamp(min=0)).masked_fill(winner < 0, 0)
     return pooled.view(R, h, w, C).permute(0, 3, 1, 2).contiguous()
