@@ -103,7 +103,8 @@ def box_targets(rois: torch.Tensor, target: dict, matched: torch.Tensor, weights
     """
     deltas = rois.new_zeros(len(rois), 4)
     positive = torch.where(matched >= 0)[0]
-    deltas[positive] = encode_boxes(target["boxes"][matched[positive]], rois[positive], weights)
+    truth = target["boxes"][matched[positive]].to(rois.dtype)
+    deltas[positive] = encode_boxes(truth, rois[positive], weights)
     return deltas
 
 

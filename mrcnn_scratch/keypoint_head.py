@@ -89,6 +89,7 @@ def decode_keypoints(logits: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.T
         keypoints (D, J, 3) x, y in pixels and 1 in the third place, as torchvision has it; scores (D, J), the
         resized logit at the point.
     """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # fp16 has no half pixels above 1024
     D, J = logits.shape[:2]
     points, scores = logits.new_ones(D, J, 3), logits.new_zeros(D, J)
     for index, (x1, y1, x2, y2) in enumerate(boxes.tolist()):

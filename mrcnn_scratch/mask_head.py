@@ -113,7 +113,7 @@ def paste_masks(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int],
         x1, y1, x2, y2 = box
         left, right = max(int(x1 // 1), 0), min(int(-(-x2 // 1)), width)
         top, bottom = max(int(y1 // 1), 0), min(int(-(-y2 // 1)), height)
-        if left >= right or top >= bottom:
+        if left >= right or top >= bottom or x1 >= x2 or y1 >= y2:  # outside the image, or empty
             continue
         y = ((torch.arange(top, bottom, device=mask.device) + 0.5 - y1) / (y2 - y1) * 2 - 1).to(mask.dtype)  # (h,)
         x = ((torch.arange(left, right, device=mask.device) + 0.5 - x1) / (x2 - x1) * 2 - 1).to(mask.dtype)  # (w,)

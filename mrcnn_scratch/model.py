@@ -53,7 +53,7 @@ def build_model(
 def _own_stream(seed: int, part: str):
     """Draws the weights of one part from a stream of its own, and leaves torch's global one as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed((seed << 32) + crc32(part.encode()))
+        torch.default_generator.manual_seed((seed << 32) + crc32(part.encode()))  # the CPU's alone
         yield
 
 

@@ -52,10 +52,12 @@ def check_targets(
         _check_boxes(target["boxes"], where)
         G = len(target["boxes"])
         _check_labels(target["labels"], G, num_classes, where)
+        if "iscrowd" in target:
+            _check_shape(target["iscrowd"], (G,), "iscrowd", where)
         if masks:
-            _check_shape(target["masks"], (G, *image.shape[-2:]), "masks", where)
+            _check_masks(target["masks"], (G, *image.shape[-2:]), where)
         if keypoints:
-            _check_shape(target["keypoints"], (G, keypoints, 3), "keypoints", where)
+            _check_keypoints(target["keypoints"], (G, keypoints, 3), where)
 
 
 def _check_boxes(boxes: torch.Tensor, where: str) -> None:
@@ -78,6 +80,26 @@ def _check_labels(labels: torch.Tensor, count: int, num_classes: int, where: str
         raise ValueError(
             f"{where}: label {row} is {int(labels[row])}: labels run from 1 to {num_classes - 1}, 0 is the background"
         )
+
+
+def _check_masks(masks: torch.Tensor, shape: tuple[int, ...], where: str) -> None:
+    _check_shape(masks, shape, "masks", where)
+    if not masks.numel():
+        return
+    low, high = (masks.to(torch.uint8) if masks.dtype == torch.bool else masks).flatten(1).aminmax(dim=1)  # (G,)
+    bad = torch.where(~((low >= 0) & (high <= 1)))[0]  # also catches NaN
+    if len(bad):
+        row = int(bad[0])
+        raise ValueError(f"{where}: mask {row} has values {low[row]:g}..{high[row]:g}: give 0 and 1 (masks > 0)")
+
+
+def _check_keypoints(keypoints: torch.Tensor, shape: tuple[int, ...], where: str) -> None:
+    _check_shape(keypoints, shape, "keypoints", where)
+    if not keypoints.is_floating_point():  # whole numbers would be cut when the image is resized
+        raise ValueError(f"{where}: keypoints have dtype {keypoints.dtype}: convert them to float")
+    bad = torch.where(~keypoints.isfinite().flatten(1).all(dim=1))[0]
+    if len(bad):
+        raise ValueError(f"{where}: keypoints of object {int(bad[0])} are not finite: give 0, 0, 0 for what is unlabelled")
 
 
 def _check_shape(value: torch.Tensor, shape: tuple[int, ...], name: str, where: str) -> None:
