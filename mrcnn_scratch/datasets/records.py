@@ -99,11 +99,12 @@ def _category_faults(doc: dict, file: str) -> list[Fault]:
         if not isinstance(record, dict):
             faults.append(blame("bad_record", show(record), "write an object with id and name"))
             continue
-        faults += _id_faults(blame, record.get("id"), seen, index, "category")
+        clashes = _id_faults(blame, record.get("id"), seen, index, "category")
+        faults += clashes
         name, joints = record.get("name"), record.get("keypoints", [])
         if not isinstance(name, str) or not name:
             faults.append(blame("bad_category_name", f"name is {show(name)}", "give the category a name"))
-        elif names.setdefault(name, index) != index:
+        elif names.setdefault(name, index) != index and not clashes:
             value = f"{name!r} is also the name of categories[{names[name]}]"
             remedy = "rename one; both are kept as classes"
             faults.append(blame("duplicate_category_name", value, remedy, "warning"))

@@ -4,7 +4,6 @@ pycocotools is C: it reads four-number "polygons" as boxes, allocates by the siz
 run lengths. So a segmentation is looked at here first, and only a sound one is handed on.
 """
 
-import numpy as np
 from pycocotools import mask as coco_mask
 
 from .fields import TOLERANCE, finite_numbers

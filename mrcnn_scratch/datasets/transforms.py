@@ -44,8 +44,9 @@ def resize(image: Tensor, target: dict, size: tuple[int, int]) -> tuple[Tensor, 
     """Resize to (H, W): each axis by its own actual ratio, which rounding makes differ from a nominal scale.
 
     The image is bilinear, antialiased where it shrinks; pixel centres are at i + 0.5, so that boxes scale by
-    the ratio alone. Masks that grow take the pixel under each new centre; masks that shrink are covered at
-    least half, or, if thinner than that, at their best covered pixels.
+    the ratio alone. A new mask has the pixels that the old one covers at least half, or, if it is thinner
+    than
+    that, those that it covers best: so none vanishes.
 
     Args:
         image: (3, H, W).
@@ -126,18 +127,40 @@ class Augment:
 
 
 def _resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """(G, H, W) of 0 and 1 -> (G, *size), same dtype, aligned with boxes scaled by the ratios."""
-    G, H, W = masks.shape
-    if G == 0:
-        return masks.new_zeros((0, *size))
-    if size[0] >= H and size[1] >= W:
-        # "nearest-exact" looks at (i + 0.5) / ratio; plain "nearest" looks at i / ratio and shifts by half a
-        # pixel.
-        return interpolate(masks[None].float(), size, mode="nearest-exact")[0].to(masks.dtype)
-    coverage = interpolate(masks[None].float(), size, mode="bilinear", align_corners=False, antialias=True)[0]
-    best = coverage.amax(dim=(1, 2), keepdim=True)  # (G, 1, 1)
-    mask = coverage >= best.clamp(max=0.5) - 1e-4  # the slack holds float rounding of exactly half covered
-    return (mask & (best > 0)).to(masks.dtype)
+    """(G, H, W) of 0 and 1 -> (G, *size), same dtype, aligned with boxes scaled by the ratios.
+
+    Taking the nearest pixel instead would shift a mask to one side wherever the centre of a new pixel falls
+    on an
+    old edge: the mask of a flipped image would not be the flipped mask. Interpolating would round its
+    corners."""
+    _, H, W = masks.shape
+    resized = masks.new_zeros((len(masks), *size))
+    rows, columns = _overlaps(H, size[0]).to(masks.device), _overlaps(W, size[1]).to(masks.device)
+    for old, new in zip(masks, resized, strict=True):
+        if old.any():
+            y, new_y = _extent(old.any(dim=1), rows)
+            x, new_x = _extent(old.any(dim=0), columns)
+            coverage = rows[new_y, y] @ old[y, x].float() @ columns[new_x, x].T  # share of each new pixel
+            # The slack holds rounding of exactly half covered.
+            new[new_y, new_x] = coverage >= coverage.max().clamp(max=0.5) * (1 - 1e-4)
+    return resized
+
+
+def _extent(occupied: Tensor, overlaps: Tensor) -> tuple[slice, slice]:
+    """Return the stretch of old pixels that a mask occupies on one axis, and the new ones that lie on it."""
+    old = occupied.nonzero().flatten().tolist()
+    old = slice(old[0], old[-1] + 1)
+    new = overlaps[:, old].any(dim=1).nonzero().flatten().tolist()
+    return old, slice(new[0], new[-1] + 1)
+
+
+def _overlaps(old: int, new: int) -> Tensor:
+    """(new, old) float32: which share of each new pixel lies on each old one; every row adds up to 1."""
+    old_edges = torch.arange(old + 1, dtype=torch.float64)
+    new_edges = torch.arange(new + 1, dtype=torch.float64) * (old / new)
+    ends = torch.minimum(new_edges[1:, None], old_edges[1:])  # (new, old)
+    starts = torch.maximum(new_edges[:-1, None], old_edges[:-1])
+    return ((ends - starts).clamp(min=0) * (new / old)).float()
 
 
 def _checked(image: Tensor, target: dict) -> tuple[int, int]:
