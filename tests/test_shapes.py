@@ -41,12 +41,12 @@ PEOPLE = ShapesPreset("people", (96, 128), (1, 3), (20, 40), (40, 80), 0.0, ("pe
 
 @pytest.fixture(scope="module", params=list(PRESETS))
 def dataset(request) -> ShapesDataset:
-    return ShapesDataset(request.param, num_images=80, seed=3)
+    return ShapesDataset(request.param, num_images=40, seed=3)
 
 
 @pytest.fixture(scope="module")
 def people() -> ShapesDataset:
-    return ShapesDataset(PEOPLE, num_images=120, seed=1)
+    return ShapesDataset(PEOPLE, num_images=80, seed=1)
 
 
 def digest(dataset: ShapesDataset, index: int) -> str:
@@ -172,7 +172,7 @@ def test_classes_can_be_restricted_and_reordered():
 
 
 def test_boxes_are_tight_around_masks(dataset):
-    """A box is measured in samples, its mask in pixels: they differ by less than a pixel, the box is never inside."""
+    """Boxes are measured in samples, masks in pixels: they differ by a pixel at most."""
     for i in range(len(dataset)):
         _, target = dataset[i]
         for box, mask in zip(target["boxes"].numpy(), target["masks"].numpy(), strict=True):
@@ -193,7 +193,7 @@ def test_visible_masks_never_overlap(dataset):
         for g in range(len(boxes)):
             common = torch.minimum(boxes[g, 2:], boxes[:g, 2:]) - torch.maximum(boxes[g, :2], boxes[:g, :2])
             overlapping_boxes += int((common > 0).all(1).sum())
-    assert overlapping_boxes > 10  # the rule is put to the test
+    assert overlapping_boxes > 5  # the rule is put to the test
 
 
 def test_a_mask_is_where_the_picture_shows_the_object(dataset):
@@ -220,28 +220,28 @@ def test_a_mask_is_where_the_picture_shows_the_object(dataset):
             near = pixels.transpose(1, 2, 0)[~target["masks"].numpy().any(0).astype(bool)]
             assert np.median(np.abs(near - colour).max(1)) > 20
             checked += 1
-    assert checked > 40
+    assert checked > 20
 
 
 def test_sizes_are_within_the_presets_range_in_cells_of_stride_16():
     for name, low, high in (("hard", 1.0, 3.0), ("coco-like", 3.0, 10.0)):
-        dataset = ShapesDataset(name, 120, seed=2)
+        dataset = ShapesDataset(name, 80, seed=2)
         boxes = torch.cat([target["boxes"] for _, target in dataset])
         cells = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt() / 16
         assert low <= cells.min() and cells.max() <= high
         assert cells.min() < 1.15 * low and cells.max() > 0.8 * high  # and the range is used
-    boxes = torch.cat([target["boxes"] for _, target in ShapesDataset("multiscale", 120)])
+    boxes = torch.cat([target["boxes"] for _, target in ShapesDataset("multiscale", 40)])
     size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
     assert size.max() > 10 * size.min()
 
 
 def test_the_demos_people_are_48_to_110_pixels_tall():
-    dataset = ShapesDataset("demo", 250, classes=("person",))
+    dataset = ShapesDataset("demo", 100, classes=("person",), cache=False)
     heights = []
     for _, target in dataset:
         whole = (target["keypoints"][:, :, 2] > 0).all(1)
         heights += (target["boxes"][whole, 3] - target["boxes"][whole, 1]).tolist()
-    assert len(heights) > 150
+    assert len(heights) > 60
     low, high = np.percentile(heights, [5, 95])
     assert 46 <= low and high <= 110
 
@@ -275,7 +275,7 @@ def test_a_sliver_that_is_too_thin_for_the_mask_does_not_stretch_the_box():
     assert 25 <= item.box[2] <= 26
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     name=st.sampled_from(list(OUTLINES)),
     seed=st.integers(0, 10**6),
@@ -289,9 +289,8 @@ def test_an_unhidden_shapes_box_is_its_geometry_to_one_sample(name, seed, size, 
     scale = size / np.sqrt((x1 - x0) * (y1 - y0))
     assert scale**2 * (x1 - x0) * (y1 - y0) == pytest.approx(size**2)
     (item,) = resolve_occlusion([Placed(1, False, sprite, 7, 9)], (260, 230), 0.1, 1.0)
-    truth = np.array(
-        [phase[0] + 9, phase[1] + 7, phase[0] + 9 + scale * (x1 - x0), phase[1] + 7 + scale * (y1 - y0)]
-    )
+    corner = np.array([phase[0] + 9, phase[1] + 7])
+    truth = np.concatenate([corner, corner + scale * np.array([x1 - x0, y1 - y0])])
     # a box is within a pixel of its mask, so a tip thinner than a pixel may be cut; it is never too large
     assert (item.box[:2] >= truth[:2] - 0.26).all() and (item.box[2:] <= truth[2:] + 0.26).all()
     if name in ("ring", "cross", "gear"):
@@ -356,7 +355,7 @@ def test_visibility_is_0_outside_and_2_only_on_the_visible_mask(people):
                 if v == 2:  # seen at that sample; the mask may have it one pixel off where it is thin
                     row, column = int(y), int(x)
                     assert mask[max(0, row - 1) : row + 2, max(0, column - 1) : column + 2].any()
-    assert min(seen.values()) > 50
+    assert min(seen.values()) > 30
 
 
 def test_a_later_object_hides_joints_and_the_border_removes_them():
@@ -394,6 +393,24 @@ def test_a_later_object_hides_joints_and_the_border_removes_them():
     assert not cut.keypoints[out].any() and (cut.keypoints[~out, 2] > 0).all()
 
 
+def test_a_turned_head_hides_the_ear_on_the_side_it_turns_to():
+    """And seen from behind, the other one: the nose is then on the far side."""
+    rng = np.random.default_rng(1)
+    hidden = {True: 0, False: 0}
+    for _ in range(150):
+        blobs, joints = figure_blobs(rng)
+        markers = {blob.part for blob in blobs}
+        gone = [ear for ear in (3, 4) if ear + 1 not in markers]
+        if gone:
+            faces = sum(blob.part == HAIR for blob in blobs) == 1
+            across = joints[5] - joints[6] if faces else joints[6] - joints[5]  # towards +x
+            nose = np.dot(joints[0] - joints[3:5].mean(0), across)
+            ear = np.dot(joints[gone[0]] - joints[3:5].mean(0), across)
+            assert (nose * ear > 0) == faces and len(gone) == 1
+            hidden[faces] += 1
+    assert min(hidden.values()) > 5
+
+
 def test_a_figure_hides_its_own_joints():
     """Seen from behind there is no face; and no joint is called seen whose marker is not on top."""
     rng = np.random.default_rng(0)
@@ -428,8 +445,8 @@ def test_left_is_lighter_than_right_and_at_the_right_of_one_who_faces_us(people)
                     lighter.append(pixels[y, x] > pixels[v, u])
             if (points[:7, 2] == 2).all():  # a face
                 sided.append(points[5, 0] > points[6, 0])
-    assert len(lighter) > 200 and np.mean(lighter) > 0.95
-    assert len(sided) > 30 and all(sided)
+    assert len(lighter) > 150 and np.mean(lighter) > 0.95
+    assert len(sided) > 20 and all(sided)
 
 
 # ---- the rest of the protocol

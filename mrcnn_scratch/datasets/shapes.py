@@ -150,9 +150,8 @@ class ShapesDataset(torch.utils.data.Dataset):
         }
         if self.num_keypoints:
             keypoints = _joints(item, self.num_keypoints)
-            keypoints[keypoints[:, 2] > 0, :2] -= (
-                0.5  # COCO's are indices of pixels, whose centres are at i + 0.5
-            )
+            # COCO's are indices of pixels, whose centres are at i + 0.5
+            keypoints[keypoints[:, 2] > 0, :2] -= 0.5
             annotation["keypoints"] = [v for x, y, seen in keypoints.tolist() for v in (x, y, int(seen))]
             annotation["num_keypoints"] = int((keypoints[:, 2] > 0).sum())
         return annotation
