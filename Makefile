@@ -53,8 +53,9 @@ endef
 demo: .venv/.stamp-demo
 	$(BIN)/mrcnn demo
 
+# Jupyter refuses to run as root, which is what one is in a container, unless it is told to.
 lab: .venv/.stamp-lab
-	$(BIN)/python -m jupyterlab notebooks
+	$(BIN)/python -m jupyterlab $$([ "$$(id -u)" != 0 ] || echo --allow-root) notebooks
 
 lint: .venv/.stamp-test
 	$(BIN)/python -m ruff check --output-format concise .
