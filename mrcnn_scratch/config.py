@@ -24,10 +24,10 @@ class ModelConfig:
 
     # Backbone
     neck: str = "fpn"  # "fpn": pyramid P2..P5 | "c4": one map of stride 16
-    widths: tuple[int, ...] = (24, 32, 64, 128)  # channels of res2..res5 of the tiny ResNet; toy choice
+    widths: tuple[int, ...] = (24, 48, 96, 128)  # channels of res2..res5 of the tiny ResNet; toy choice
     blocks: tuple[int, ...] = (1, 1, 1, 1)  # residual blocks of res2..res5; toy choice
     norm: str = "batch"  # "batch" | "frozen" (Mask R-CNN trains on frozen statistics) | "group"
-    fpn_channels: int = 64  # 256 in FPN, section 3; toy choice
+    fpn_channels: int = 48  # 256 in FPN, section 3; toy choice
 
     # RPN (Faster R-CNN, section 3.1; FPN, section 4.1)
     anchor_sizes: tuple[tuple[float, ...], ...] = ((16,), (32,), (64,), (128,))  # pixels, per level; toy choice
@@ -152,7 +152,6 @@ def _check(config: ModelConfig) -> None:
 
 _TINY = ModelConfig(
     min_size=0,
-    canonical_size=112.0,  # toy choice: images are an eighth of COCO's, RoIs under 56 pixels pool from P2
     rpn_pre_nms_train=300,
     rpn_pre_nms_test=300,
     rpn_post_nms_train=200,

@@ -28,6 +28,7 @@ class KeypointHead(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
         self.deconv = nn.ConvTranspose2d(widths[-1], num_keypoints, 4, 2, padding=1)
         init_convolutions(self)
+        nn.init.normal_(self.deconv.weight, std=0.001)  # start with every cell equally likely
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """(R, C, m, m) -> logits (R, J, 4m, 4m)."""

@@ -28,6 +28,7 @@ class MaskHead(nn.Module):
         self.deconv = nn.ConvTranspose2d(widths[-1], channels, 2, 2)
         self.logits = nn.Conv2d(channels, num_classes, 1)
         init_convolutions(self)
+        nn.init.kaiming_normal_(self.logits.weight, nonlinearity="linear")  # by fan-in: K is too few outputs to go by
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """(R, C, m, m) -> logits (R, K, 2m, 2m)."""

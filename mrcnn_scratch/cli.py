@@ -1,0 +1,277 @@
+"""The command line: ``mrcnn demo | data make | data check | train | eval | predict``.
+
+A mistake of the user's ends in one line on standard error and exit status 2; a fault of ours keeps its traceback.
+"""
+
+import json
+import shlex
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .config import PRESETS as MODELS
+
+app = typer.Typer(
+    help="Mask R-CNN from scratch: make data, train, evaluate, predict.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+data_app = typer.Typer(help="The embedded data, and checks of your own.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Out = Annotated[Path, typer.Option(help="Folder of the results.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of weights, data and batches.")]
+Data = Annotated[
+    str, typer.Option(help="shapes:demo, shapes:hard, shapes:coco-like, shapes:multiscale, or a COCO-format folder.")
+]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A field of the model's or the training's configuration, as name=value."),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with; by default torch decides.")]
+
+
+@app.command()
+def demo(
+    out: Out = Path("runs/demo"),
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of each model; by default what fits in six minutes.")
+    ] = None,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")] = False,
+) -> None:
+    """Trains Mask R-CNN on the embedded data, once with RoIAlign and once with RoIPool, and writes a report."""
+    from dataclasses import replace
+
+    from .demo import DemoConfig, run_demo
+
+    config = DemoConfig().with_seed(seed)
+    if steps is not None:
+        config = replace(config, train=replace(config.train, steps=steps))
+    with _interruptible():
+        metrics = run_demo(out, config, resume, command=_command_line())
+    typer.echo(_table({"RoIAlign": metrics, "RoIPool": metrics["roi_pool"]}))
+    typer.echo(
+        f"\n{metrics['seconds']['total']:.0f} s in all. Open {out / 'report.html'}; numbers: {out / 'metrics.json'}"
+    )
+
+
+@data_app.command("make")
+def data_make(
+    folder: Annotated[Path, typer.Argument(help="Folder to make; it must be new or empty.")],
+    preset: Annotated[str, typer.Option(help="demo, hard, coco-like or multiscale.")] = "demo",
+    train: Annotated[int, typer.Option(min=1, help="Images to train on.")] = 200,
+    val: Annotated[int, typer.Option(min=1, help="Images to validate on.")] = 50,
+    seed: Seed = 0,
+) -> None:
+    """Draws the embedded data into a COCO-format folder."""
+    from .datasets.coco_export import export_coco
+    from .datasets.shapes import ShapesDataset
+
+    counts = {"train": train, "val": val}
+    export_coco([ShapesDataset(preset, count, seed=seed, split=split) for split, count in counts.items()], folder)
+    typer.echo(f"{train} + {val} images in {folder}: `mrcnn data check {folder}` looks at them")
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path, typer.Argument(help="A COCO-format folder.")],
+    split: Annotated[str | None, typer.Option(help="train, val, ...; by default all that are there.")] = None,
+) -> None:
+    """Lists every fault of a COCO-format folder, with file, id and remedy; exit status 1 when there is an error."""
+    from .datasets.check import check_folder
+
+    faults = check_folder(folder, split)
+    for fault in faults:
+        typer.echo(str(fault))
+    errors = sum(fault.severity == "error" for fault in faults)
+    typer.echo(f"{folder}: {errors} errors, {len(faults) - errors} warnings")
+    if errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    data: Data = "shapes:demo",
+    config: Annotated[str, typer.Option(help=f"The model: {', '.join(MODELS)}.")] = "tiny-fpn",
+    out: Out = Path("runs/train"),
+    split: Annotated[str, typer.Option(help="Of the data.")] = "train",
+    images: Annotated[int | None, typer.Option(min=1, help="How many, of shapes data: 1600 by default.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Updates of the weights.")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 4,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.02,
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
+    schedule: Annotated[str, typer.Option(help="step, cosine or constant.")] = "cosine",
+    seed: Seed = 0,
+    conventions: Annotated[str, typer.Option(help="paper, torchvision or detectron2.")] = "paper",
+    keypoints: Annotated[bool, typer.Option(help="Train the keypoint branch where the data has keypoints.")] = True,
+    drop_faulty: Annotated[
+        bool, typer.Option("--drop-faulty", help="Train without the annotations that cannot be used, and name them.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from --out's last checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew in an --out that holds a run.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
+    threads: Threads = None,
+    settings: Setting = None,
+) -> None:
+    """Trains a model and leaves last.safetensors, log.csv and train_config.json in --out."""
+    import torch
+
+    from .model import build_model
+    from .schedule import TrainConfig
+    from .training import train as run
+
+    model_fields, train_fields = _split_settings(settings)
+    train_fields = {
+        "steps": steps, "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "schedule": schedule, "seed": seed,
+        "warmup_steps": min(50, steps // 5), "clip_norm": 10.0, **train_fields,
+    }  # fmt: skip
+    train_config = TrainConfig.from_dict(train_fields)
+    if threads:
+        torch.set_num_threads(threads)
+    on_fault = "drop" if drop_faulty else "raise"
+    dataset = _open(data, split, images, 1600, seed, keypoints="auto" if keypoints else False, on_fault=on_fault)
+    joints = dataset.num_keypoints if keypoints else 0
+    model = build_model(
+        config, dataset.num_classes, keypoints=joints, conventions=conventions, **{"seed": seed, **model_fields}
+    ).to(memory_format=torch.channels_last)
+    typer.echo(f"{len(dataset)} images of {data} ({split}), {sum(p.numel() for p in model.parameters()):,} parameters")
+    with _interruptible():
+        result = run(model, dataset, train_config, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard)
+    typer.echo(f"{result.steps} steps in {result.seconds:.0f} s: {result.checkpoint}")
+
+
+@app.command("eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file of `mrcnn train`.")],
+    data: Data = "shapes:demo",
+    split: Annotated[str, typer.Option(help="Of the data.")] = "val",
+    images: Annotated[int | None, typer.Option(min=1, help="How many, of shapes data: 200 by default.")] = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the numbers.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Measures box, mask and keypoint AP of a checkpoint, by pycocotools."""
+    import torch
+
+    from .evaluation import evaluate as run
+    from .weights import load_model
+
+    if threads:
+        torch.set_num_threads(threads)
+    model, metadata = load_model(checkpoint)
+    dataset = _open(data, split, images, 200, seed, keypoints="auto" if model.config.keypoints else False)
+    trained = metadata.get("class_names")
+    if trained and trained != dataset.class_names:
+        raise ValueError(
+            f"{checkpoint} knows the classes {trained}, {data} has {dataset.class_names}: evaluate on its own classes"
+        )
+    metrics = run(model.to(memory_format=torch.channels_last), dataset)
+    typer.echo(_table({checkpoint.name: metrics}))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+@app.command()
+def predict(
+    photos: Annotated[list[Path], typer.Argument(help="Image files.")],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", "--weights", help="A .safetensors file; by default the tiny one that ships."),
+    ] = None,
+    out: Out = Path("runs/predict"),
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Smallest score that is drawn.")] = 0.5,
+    min_size: Annotated[
+        int | None, typer.Option(min=0, help="Shorter edge the model sees, pixels; 0 keeps the photo's.")
+    ] = None,
+    max_size: Annotated[int | None, typer.Option(min=1, help="Longer edge at most, pixels.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Draws boxes, masks and keypoints on photos: an annotated PNG for each, and COCO results for all."""
+    from .predict import predict_files
+
+    written = predict_files(photos, checkpoint, out, threshold, min_size=min_size, max_size=max_size, threads=threads)
+    for path, count in written:
+        typer.echo(f"{path}: {count} objects above {threshold}")
+    typer.echo(f"COCO results: {out / 'results_bbox.json'} and its neighbours")
+
+
+def _open(data: str, split: str, images: int | None, default: int, seed: int, **options):
+    """The dataset; only the procedural one has a number of images and a seed to choose."""
+    from .datasets import open_dataset
+
+    if data.startswith("shapes:"):
+        return open_dataset(data, split, num_images=images or default, seed=seed)
+    return open_dataset(data, split, num_images=images, **options)
+
+
+def _split_settings(settings: list[str] | None) -> tuple[dict, dict]:
+    """``name=value`` options, sorted into the model's fields and the training's."""
+    from dataclasses import fields
+
+    from .config import ModelConfig
+    from .schedule import TrainConfig
+
+    model_names = {field.name for field in fields(ModelConfig)}
+    train_names = {field.name for field in fields(TrainConfig)}
+    model_fields, train_fields = {}, {}
+    for setting in settings or []:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set {setting!r} has no value: write name=value")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text  # a bare word, e.g. roi_op=pool
+        if name in train_names and name not in model_names:
+            train_fields[name] = value
+        elif name in model_names:
+            model_fields[name] = value
+        else:
+            import difflib
+
+            near = difflib.get_close_matches(name, sorted(model_names | train_names), n=1, cutoff=0)
+            raise ValueError(
+                f"--set {setting}: neither the model nor the training has a field {name!r}: did you mean {near[0]!r}?"
+            )
+    return model_fields, train_fields
+
+
+def _table(rows: dict[str, dict]) -> str:
+    """AP, AP50 and AP75 of every kind, one line for each row and kind."""
+    lines = [f"{'':24}{'AP':>8}{'AP50':>8}{'AP75':>8}"]
+    for name, metrics in rows.items():
+        for kind in ("box", "mask", "keypoints"):
+            if kind in metrics:
+                numbers = "".join(
+                    f"{metrics[kind][key]:8.3f}" if metrics[kind][key] >= 0 else f"{'n/a':>8}"
+                    for key in ("AP", "AP50", "AP75")
+                )
+                lines.append(f"{name + ' ' + kind:24}{numbers}")
+    return "\n".join(lines)
+
+
+def _command_line() -> str:
+    return shlex.join(["mrcnn", *sys.argv[1:]])
+
+
+@contextmanager
+def _interruptible():
+    """Ctrl-C ends a long command with what its KeyboardInterrupt says, how to resume, and exit status 130."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        typer.echo(f"\nmrcnn: interrupted. {stopped}".rstrip(), err=True)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point of ``mrcnn``: runs a command, turns a user's mistake into a message and exit status 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        print(f"mrcnn: {error}", file=sys.stderr)
+        sys.exit(2)
