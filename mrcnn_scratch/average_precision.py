@@ -58,7 +58,7 @@ def match_detections(
     matched = np.full((T, D), -1)
     free = np.ones((T, G), dtype=bool)
     for d in range(D if G else 0):
-        candidates = free & (similarity[d] >= np.minimum(thresholds, 1 - 1e-10)[:, None])  # (T, G)
+        candidates = free & (similarity[d] >= thresholds[:, None])  # (T, G)
         for group in (~ignore, ignore):
             rank = np.where(candidates & group, similarity[d], -1.0)  # (T, G)
             best = G - 1 - rank[:, ::-1].argmax(axis=1)  # (T,), the last of the best

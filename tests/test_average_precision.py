@@ -187,14 +187,12 @@ def mask_of(box, rng) -> dict:
 def points_of(box, rng, J, visible) -> list[float]:
     x, y, w, h = box
     grid = np.linspace(0.1, 0.9, J)
-    points = np.stack([x + w * grid, y + h * grid[::-1], np.full(J, 2.0)], axis=1)
+    points = np.stack([x + w * grid, y + h * grid[::-1], 1 + np.arange(J) % 2], axis=1)
     points[rng.random(J) > visible] = 0
     return points.ravel().tolist()
 
 
-def random_case(
-    seed, kind, num_images, num_categories, most_truths, most_detections, score_levels, crowds, J=17
-):
+def random_case(seed, kind, num_images, num_categories, most_truths, most_detections, score_levels, crowds, J=17):
     """A COCO ground truth and results with crowds, ties, empty images, and a category without truth."""
     rng = np.random.default_rng(seed)
     image_ids = rng.permutation(num_images * 3)[:num_images].tolist()
@@ -204,9 +202,7 @@ def random_case(
         for category in categories[: max(1, num_categories - 1)]:  # the last has detections at most
             for _ in range(rng.integers(0, most_truths + 1)):
                 box = random_box(rng)
-                area = [box[2] * box[3], 32**2, 96**2, 0.6 * box[2] * box[3]][
-                    rng.choice(4, p=[0.5, 0.1, 0.1, 0.3])
-                ]
+                area = [box[2] * box[3], 32**2, 96**2, 0.6 * box[2] * box[3]][rng.choice(4, p=[0.5, 0.1, 0.1, 0.3])]
                 points = points_of(box, rng, J, rng.choice([0.0, 0.7, 1.0]))
                 entry = {
                     "bbox": box,
@@ -218,22 +214,15 @@ def random_case(
                 entry |= {"segmentation": mask_of(box, rng)}
                 annotations.append({**entry, "image_id": image_id, "category_id": category["id"]})
         for category in categories:
-            near = [
-                a["bbox"]
-                for a in annotations
-                if (a["image_id"], a["category_id"]) == (image_id, category["id"])
-            ]
+            near = [a["bbox"] for a in annotations if (a["image_id"], a["category_id"]) == (image_id, category["id"])]
             for _ in range(rng.integers(0, most_detections + 1)):
-                box = (
-                    jittered(near[rng.integers(len(near))], rng)
-                    if near and rng.random() < 0.7
-                    else random_box(rng)
-                )
+                box = jittered(near[rng.integers(len(near))], rng) if near and rng.random() < 0.7 else random_box(rng)
                 field = {"bbox": box}
                 if kind != "bbox":
                     field = {"segmentation": mask_of(box, rng)}
                 if kind == "keypoints":
                     field = {"keypoints": points_of(box, rng, J, 1.0)}
+                    field |= {"bbox": random_box(rng)} if seed % 2 else {}  # all or none: it decides the area
                 score = float(rng.integers(1, score_levels + 1)) / score_levels
                 results.append({**field, "image_id": image_id, "category_id": category["id"], "score": score})
     order = rng.permutation(len(results))
@@ -255,7 +244,7 @@ cases = given(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @cases
 @example(
     seed=4, num_images=3, num_categories=2, most_truths=4, most_detections=260, score_levels=5, crowds=0.2
@@ -264,16 +253,14 @@ def test_boxes_equal_pycocotools(**case):
     assert_three_agree(*random_case(kind="bbox", **case), "bbox")
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @cases
-@example(
-    seed=2, num_images=2, num_categories=2, most_truths=4, most_detections=240, score_levels=5, crowds=0.2
-)
+@example(seed=2, num_images=2, num_categories=2, most_truths=4, most_detections=240, score_levels=5, crowds=0.2)
 def test_masks_equal_pycocotools(**case):
     assert_three_agree(*random_case(kind="segm", **case), "segm")
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @cases
 @example(
     seed=3, num_images=3, num_categories=2, most_truths=5, most_detections=60, score_levels=3, crowds=0.2
@@ -283,7 +270,7 @@ def test_keypoints_equal_pycocotools(**case):
 
 
 def test_keypoints_of_another_skeleton_equal_pycocotools():
-    truth, results = random_case(5, "keypoints", 3, 2, 4, 12, 1000, 0.1, J=3)
+    truth, results = random_case(6, "keypoints", 3, 2, 4, 12, 1000, 0.1, J=3)
     assert_three_agree(truth, results, "keypoints", sigmas=[0.03, 0.1, 0.05])
     default = average_precision(truth, results, "keypoints")
     assert 0 < default["AP"] < 1
@@ -293,9 +280,7 @@ def test_keypoints_of_another_skeleton_equal_pycocotools():
 
 def test_the_random_data_hold_what_they_promise():
     truth, results = random_case(4, "bbox", 3, 2, 4, 260, 5, 0.2)
-    per_cell = [
-        sum(r["image_id"] == i["id"] and r["category_id"] == 2 for r in results) for i in truth["images"]
-    ]
+    per_cell = [sum(r["image_id"] == i["id"] and r["category_id"] == 2 for r in results) for i in truth["images"]]
     assert max(per_cell) > 100
     assert any(a["iscrowd"] for a in truth["annotations"])
     statistics = average_precision(truth, results, "bbox")
@@ -332,9 +317,7 @@ def test_published_numbers_on_real_coco(real_data, key, truth, results, kind, pu
         assert ours[name] == pytest.approx(value, abs=1e-10), name  # the file holds 10 digits
         assert theirs[name] == pytest.approx(value, abs=1e-10), name
     for name, value in published.items():  # COCO prints three digits; the fourth and fifth are ours to round
-        assert ours[name] == pytest.approx(value, abs=5.001e-4 if value == round(value, 3) else 5.001e-6), (
-            name
-        )
+        assert ours[name] == pytest.approx(value, abs=5.001e-4 if value == round(value, 3) else 5.001e-6), name
     for name in ours:
         assert ours[name] == pytest.approx(theirs[name], abs=1e-10), name
 
@@ -345,8 +328,7 @@ def test_published_numbers_on_real_coco(real_data, key, truth, results, kind, pu
 def one_image(kind, annotations, **image):
     categories = [{"id": 1, "name": "person", "keypoints": ["p"] * 2 if kind == "keypoints" else []}]
     entries = [
-        {"id": i, "image_id": 9, "category_id": 1, "iscrowd": 0, **a}
-        for i, a in enumerate(annotations, start=1)
+        {"id": i, "image_id": 9, "category_id": 1, "iscrowd": 0, **a} for i, a in enumerate(annotations, start=1)
     ]
     return {
         "images": [{"id": 9, "height": 40, "width": 60, **image}],
@@ -376,9 +358,7 @@ def test_ties_keep_the_order_of_images_and_of_results():
     assert average_precision(truth, [hit, *errors])["AP"] == pytest.approx(1.0, abs=1e-12)
     assert average_precision(truth, [*errors, hit])["AP"] == pytest.approx(1 / 20, abs=1e-12)
     second_image = {**truth, "images": [*truth["images"], {"id": 4, "height": 40, "width": 60}]}
-    elsewhere = [
-        {**error, "image_id": 4} for error in errors
-    ]  # image 4 comes before image 9, wherever it is listed
+    elsewhere = [{**error, "image_id": 4} for error in errors]  # image 4 comes before image 9, wherever it is listed
     assert average_precision(second_image, [hit, *elsewhere])["AP"] == pytest.approx(1 / 20, abs=1e-12)
 
 

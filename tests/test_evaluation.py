@@ -1,4 +1,4 @@
-"""Model -> detections -> COCO results -> AP: every convention on the way, by models whose answers are known."""
+"""Model -> detections -> COCO results -> AP: every convention on the way, by models with known answers."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from mrcnn_scratch import evaluation
+from mrcnn_scratch.datasets.shapes import ShapesDataset
 from mrcnn_scratch.evaluation import (
     detections_to_coco,
     evaluate,
@@ -291,3 +292,30 @@ def test_results_file_is_coco_json_and_whole_or_not_at_all(tmp_path, monkeypatch
             write_results(path, results["bbox"])
     assert path.read_bytes() == before
     assert sorted(os.listdir(path.parent)) == ["bbox.json", "keypoints.json", "segm.json"]
+
+
+def echo(target: dict) -> dict:
+    """A dataset's target as if a model had said it."""
+    detection = {name: target[name] for name in ("boxes", "labels", "keypoints")}
+    return detection | {
+        "masks": target["masks"][:, None].float(),
+        "scores": torch.ones(len(target["labels"])),
+    }
+
+
+def test_the_shapes_dataset_scores_one_against_itself():
+    dataset = ShapesDataset("demo", num_images=6, seed=3)
+    truth = dataset.coco_dict()
+    results = {"bbox": [], "segm": [], "keypoints": []}
+    for i, image_id in enumerate(dataset.image_ids):
+        rows = detections_to_coco(echo(dataset[i][1]), image_id, dataset.label_to_category)
+        for kind, new in zip(results, rows, strict=True):
+            results[kind] += new
+    for kind in ("bbox", "segm"):
+        assert evaluate_results(truth, results[kind], kind)["AP"] == pytest.approx(1.0, abs=1e-12)
+    assert len(results["keypoints"]) == len(truth["annotations"]) > 6
+    for result, annotation in zip(results["keypoints"], truth["annotations"], strict=True):
+        if annotation.get("num_keypoints"):
+            found, wanted = (np.reshape(e["keypoints"], (1, -1, 3)) for e in (result, annotation))
+            one_pixel = [0.5] * wanted.shape[1]  # on an object of area 1: half a pixel costs 12 percent
+            assert oks_matrix(found, wanted, [annotation["bbox"]], [1.0], one_pixel) == 1.0

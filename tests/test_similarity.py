@@ -85,7 +85,7 @@ def test_mask_iou_equals_pycocotools_and_pixel_counting(seed, D, G, share):
 
 
 def test_oks_by_hand():
-    truth = [[[10, 20, 2], [0, 0, 0]]]  # one visible keypoint, one not labelled
+    truth = [[[10, 20, 1], [0, 0, 0]]]  # one labelled keypoint (1: hidden, 2: seen), one not labelled
     detections = [[[10, 20, 1], [99, 99, 1]], [[11, 20, 1], [0, 0, 1]], [[10, 22, 1], [0, 0, 1]]]
     table = oks_matrix(detections, truth, [[0, 0, 10, 10]], [100.0], sigmas=[0.05, 0.3])
     # exp(-d^2 / (2 * 100 * 0.1^2)) = exp(-d^2 / 2): d = 0, 1, 2; the second keypoint is not asked
