@@ -163,7 +163,7 @@ def _follow(workers: dict, messages, steps: int, progress: bool) -> dict[str, di
             if kind == "step":
                 step, text = content
                 bars[arm].update(step - bars[arm].n)
-                bars[arm].set_postfix_str(text)
+                bars[arm].set_postfix_str(text, refresh=False)
             elif kind == "evaluating":
                 bars[arm].set_postfix_str("evaluating")
             elif kind == "done":
