@@ -53,7 +53,8 @@ def build_model(
 def _own_stream(seed: int, part: str):
     """Draws the weights of one part from a stream of its own, and leaves torch's global one as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed((seed << 32) + crc32(part.encode()))  # the CPU's alone
+        # of the CPU alone; its generator reads no more than 32 bits, so the seed goes into the hash
+        torch.default_generator.manual_seed(crc32(f"{seed} {part}".encode()))
         yield
 
 
@@ -152,8 +153,9 @@ class MaskRCNN(nn.Module):
         config = self.config
         shapes = [tuple(feature.shape[-2:]) for feature in features]
         levels = pyramid_anchors(
-            shapes, config.strides, config.anchor_sizes, config.aspect_ratios, config.anchor_offset, config.anchor_rounded
-        )
+            shapes, config.strides, config.anchor_sizes, config.aspect_ratios,
+            config.anchor_offset, config.anchor_rounded,
+        )  # fmt: skip
         return [level.to(features[0].device) for level in levels]
 
     def pool(self, features: list[torch.Tensor], rois: list[torch.Tensor], size: int) -> torch.Tensor:
