@@ -133,7 +133,8 @@ def _check(config: ModelConfig) -> None:
         raise ValueError(f"keypoints is {config.keypoints}: give 0 for no keypoint branch, 17 for COCO's")
     if len(config.anchor_sizes) != len(config.strides):
         raise ValueError(
-            f"anchor_sizes has {len(config.anchor_sizes)} levels, neck {config.neck!r} has {len(config.strides)}: give one each"
+            f"anchor_sizes has {len(config.anchor_sizes)} levels, neck {config.neck!r} has "
+            f"{len(config.strides)}: give one each"
         )
     if len({len(sizes) for sizes in config.anchor_sizes}) != 1:
         raise ValueError(
@@ -141,7 +142,7 @@ def _check(config: ModelConfig) -> None:
         )
     for name in ("widths", "blocks"):
         if len(getattr(config, name)) != 4:
-            raise ValueError(f"{name} has {len(getattr(config, name))} entries: give four, of res2, res3, res4 and res5")
+            raise ValueError(f"{name} has {len(getattr(config, name))} entries: give four, of res2 to res5")
     for name in ("score_threshold", "box_nms", "rpn_nms", "rpn_positive_fraction", "roi_positive_fraction"):
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name} is {getattr(config, name)}: it must lie in 0..1")

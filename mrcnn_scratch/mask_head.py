@@ -38,7 +38,12 @@ class MaskHead(nn.Module):
 
 
 def mask_targets(
-    masks: torch.Tensor, matched: torch.Tensor, rois: torch.Tensor, size: int, aligned: bool = True, binary: bool = False
+    masks: torch.Tensor,
+    matched: torch.Tensor,
+    rois: torch.Tensor,
+    size: int,
+    aligned: bool = True,
+    binary: bool = False,
 ) -> torch.Tensor:
     """What the mask branch should paint in each RoI: the RoI's crop of its ground-truth mask.
 

@@ -80,7 +80,10 @@ def _outside(anchors: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor
 
 
 def rpn_loss(
-    logits: torch.Tensor, deltas: torch.Tensor, samples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], beta: float
+    logits: torch.Tensor,
+    deltas: torch.Tensor,
+    samples: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    beta: float,
 ) -> dict[str, torch.Tensor]:
     """Objectness and box loss, both averaged over all sampled anchors of the batch (Faster R-CNN, eq. 1).
 

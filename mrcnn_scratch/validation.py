@@ -20,7 +20,8 @@ def check_images(images: list[torch.Tensor]) -> None:
             raise ValueError(f"image {index} has dtype {image.dtype}: convert it to float and divide by 255")
         low, high = image.aminmax()
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches NaN
-            raise ValueError(f"image {index} has values {low:.3g}..{high:.3g}: give intensities in 0..1 (divide by 255)")
+            values = f"{low:.3g}..{high:.3g}"
+            raise ValueError(f"image {index} has values {values}: give intensities in 0..1 (divide by 255)")
 
 
 def check_targets(
@@ -62,7 +63,8 @@ def check_targets(
 
 def _check_boxes(boxes: torch.Tensor, where: str) -> None:
     if boxes.dim() != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
-        raise ValueError(f"{where}: boxes are {tuple(boxes.shape)} {boxes.dtype}: give (G, 4) float xyxy; none is (0, 4)")
+        got = f"{tuple(boxes.shape)} {boxes.dtype}"
+        raise ValueError(f"{where}: boxes are {got}: give (G, 4) float xyxy; none is (0, 4)")
     finite = boxes.isfinite().all(dim=1)
     good = finite & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     if not good.all():
@@ -73,7 +75,8 @@ def _check_boxes(boxes: torch.Tensor, where: str) -> None:
 
 def _check_labels(labels: torch.Tensor, count: int, num_classes: int, where: str) -> None:
     if labels.shape != (count,) or labels.dtype != torch.int64:
-        raise ValueError(f"{where}: labels are {tuple(labels.shape)} {labels.dtype}: give ({count},) int64, one per box")
+        got = f"{tuple(labels.shape)} {labels.dtype}"
+        raise ValueError(f"{where}: labels are {got}: give ({count},) int64, one per box")
     bad = torch.where((labels < 1) | (labels >= num_classes))[0]
     if len(bad):
         row = int(bad[0])
@@ -99,7 +102,7 @@ def _check_keypoints(keypoints: torch.Tensor, shape: tuple[int, ...], where: str
         raise ValueError(f"{where}: keypoints have dtype {keypoints.dtype}: convert them to float")
     bad = torch.where(~keypoints.isfinite().flatten(1).all(dim=1))[0]
     if len(bad):
-        raise ValueError(f"{where}: keypoints of object {int(bad[0])} are not finite: give 0, 0, 0 for what is unlabelled")
+        raise ValueError(f"{where}: keypoints of object {int(bad[0])} are not finite: give 0, 0, 0 where unlabelled")
 
 
 def _check_shape(value: torch.Tensor, shape: tuple[int, ...], name: str, where: str) -> None:

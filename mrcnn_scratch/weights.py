@@ -68,7 +68,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
     metadata = json.loads(header[_KEY])
     if metadata.get("format") != FORMAT:
         raise ValueError(
-            f"checkpoint {path} has format {metadata.get('format')!r}, this version reads {FORMAT}: update mrcnn_scratch"
+            f"checkpoint {path} has format {metadata.get('format')!r}, this version reads {FORMAT}: "
+            "update mrcnn_scratch"
         )
     return tensors, metadata
 

@@ -137,7 +137,9 @@ def test_twice_the_background_halves_the_box_loss():
     def loss(background):
         count = 2 + background
         labels = torch.tensor([1, 2] + [0] * background)
-        return float(box_loss(torch.zeros(count, 3), torch.ones(count, 3, 4), labels, torch.zeros(count, 4), 1.0)["loss_box"])
+        return float(
+            box_loss(torch.zeros(count, 3), torch.ones(count, 3, 4), labels, torch.zeros(count, 4), 1.0)["loss_box"]
+        )
 
     assert loss(2) == pytest.approx(2 * loss(6))
 
@@ -216,7 +218,9 @@ def test_the_limit_counts_all_classes_together():
     logits = confident(*labels) + torch.rand(180, 4, generator=torch.Generator().manual_seed(1))
     found = detect_boxes(logits, torch.zeros(180, 4, 4), rois, (60, 2000), CONFIG)
     assert len(found["scores"]) == 100
-    everything = detect_boxes(logits, torch.zeros(180, 4, 4), rois, (60, 2000), CONFIG.with_fields(detections_per_image=999))
+    everything = detect_boxes(
+        logits, torch.zeros(180, 4, 4), rois, (60, 2000), CONFIG.with_fields(detections_per_image=999)
+    )
     assert len(everything["scores"]) == 180
     torch.testing.assert_close(found["scores"], everything["scores"].sort(descending=True).values[:100])
 
@@ -229,5 +233,9 @@ def test_boxes_are_clipped_and_empty_ones_dropped():
 
 def test_no_rois():
     found = detect_boxes(torch.zeros(0, 4), torch.zeros(0, 4, 4), torch.zeros(0, 4), (25, 60), CONFIG)
-    assert {name: tuple(value.shape) for name, value in found.items()} == {"boxes": (0, 4), "labels": (0,), "scores": (0,)}
+    assert {name: tuple(value.shape) for name, value in found.items()} == {
+        "boxes": (0, 4),
+        "labels": (0,),
+        "scores": (0,),
+    }
     assert found["labels"].dtype == torch.int64

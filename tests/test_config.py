@@ -22,8 +22,18 @@ def test_the_papers_numbers():
 
 def test_conventions_are_where_the_codebases_part():
     paper, theirs = model_config("tiny-fpn"), model_config("tiny-fpn", "torchvision")
-    assert (paper.anchor_offset, paper.anchor_rounded, paper.roi_aligned, paper.paste_legacy) == (0.5, False, True, False)
-    assert (theirs.anchor_offset, theirs.anchor_rounded, theirs.roi_aligned, theirs.paste_legacy) == (0, True, False, True)
+    assert (paper.anchor_offset, paper.anchor_rounded, paper.roi_aligned, paper.paste_legacy) == (
+        0.5,
+        False,
+        True,
+        False,
+    )
+    assert (theirs.anchor_offset, theirs.anchor_rounded, theirs.roi_aligned, theirs.paste_legacy) == (
+        0,
+        True,
+        False,
+        True,
+    )
     assert (theirs.box_beta, theirs.rpn_beta) == (1 / 9, 1 / 9)  # torchvision uses the RPN's value in both places
     assert not theirs.level_eps_inside and not theirs.mask_target_aligned
     detectron2 = model_config("tiny-fpn", "detectron2")

@@ -222,5 +222,7 @@ def test_the_round_trip_has_no_direction(crops):
         inside[max(0, math.ceil(y1 - 0.5)) : math.ceil(y2 - 0.5), max(0, math.ceil(x1 - 0.5)) : math.ceil(x2 - 0.5)] = 1
         truth = mask.float() * inside
         y, x = torch.meshgrid(*(torch.arange(n) + 0.5 for n in mask.shape), indexing="ij")
-        shifts.append([float((grid * pasted).sum() / pasted.sum() - (grid * truth).sum() / truth.sum()) for grid in (x, y)])
+        shifts.append(
+            [float((grid * pasted).sum() / pasted.sum() - (grid * truth).sum() / truth.sum()) for grid in (x, y)]
+        )
     assert torch.tensor(shifts).mean(0).abs().max() < 0.05  # pixels

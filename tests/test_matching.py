@@ -78,7 +78,13 @@ def test_a_box_partly_in_a_crowd_is_background():
 
 def test_an_object_inside_a_crowd_still_has_its_positives():
     target = {"boxes": torch.tensor([[20.0, 20, 30, 30], [0, 0, 99, 99]]), "iscrowd": torch.tensor([0, 1])}
-    assert match_boxes(BOXES, target, 0.7, 0.3, allow_low_quality=True).tolist() == [IGNORED, IGNORED, 0, IGNORED, IGNORED]
+    assert match_boxes(BOXES, target, 0.7, 0.3, allow_low_quality=True).tolist() == [
+        IGNORED,
+        IGNORED,
+        0,
+        IGNORED,
+        IGNORED,
+    ]
 
 
 @pytest.mark.parametrize("outside", [[200.0, 200, 210, 210], [5, 5, 5, 5]])

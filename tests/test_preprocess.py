@@ -117,4 +117,8 @@ def test_no_objects():
         "keypoints": torch.zeros(0, 2, 3),
     }
     scaled = scale_target(empty, (2.0, 3.0), (18, 18))
-    assert scaled["boxes"].shape == (0, 4) and scaled["masks"].shape == (0, 18, 18) and scaled["keypoints"].shape == (0, 2, 3)
+    assert (
+        scaled["boxes"].shape == (0, 4)
+        and scaled["masks"].shape == (0, 18, 18)
+        and scaled["keypoints"].shape == (0, 2, 3)
+    )

@@ -83,7 +83,9 @@ def test_at_most_half_are_positive(generator):
 
 
 def test_images_without_objects_teach_background(generator):
-    positive, negative, deltas = rpn_targets(anchors_of(64, 96), {"boxes": torch.zeros(0, 4)}, (64, 96), CONFIG, generator)
+    positive, negative, deltas = rpn_targets(
+        anchors_of(64, 96), {"boxes": torch.zeros(0, 4)}, (64, 96), CONFIG, generator
+    )
     assert len(positive) == 0 and len(negative) == CONFIG.rpn_batch and deltas.shape == (0, 4)
 
 
@@ -235,7 +237,9 @@ def test_boxes_that_are_outside_or_too_small_are_dropped():
     logits, deltas = [torch.zeros(1, 3)], [torch.zeros(1, 3, 4)]
     config = CONFIG.with_fields(rpn_min_size=4.0)
     assert propose(logits, deltas, anchors, [(50, 50)], config, False)[0].tolist() == [[0, 0, 20, 20]]
-    nothing = propose([x[:, :1] for x in logits], [d[:, :1] for d in deltas], [anchors[0][:1]], [(50, 50)], config, False)
+    nothing = propose(
+        [x[:, :1] for x in logits], [d[:, :1] for d in deltas], [anchors[0][:1]], [(50, 50)], config, False
+    )
     assert nothing[0].shape == (0, 4)
 
 

@@ -61,7 +61,10 @@ def box(row, values):
         ({"labels": None}, "image 0: the target has no 'labels'"),
         ({"masks": None}, "image 0: the target has no 'masks'"),
         ({"keypoints": None}, "image 0: the target has no 'keypoints'"),
-        ({"boxes": torch.zeros(0)}, r"image 0: boxes are \(0,\) torch.float32: give \(G, 4\) float xyxy; none is \(0, 4\)"),
+        (
+            {"boxes": torch.zeros(0)},
+            r"image 0: boxes are \(0,\) torch.float32: give \(G, 4\) float xyxy; none is \(0, 4\)",
+        ),
         ({"boxes": torch.ones(2, 4).long()}, r"boxes are \(2, 4\) torch.int64"),
         ({"boxes": torch.ones(2, 5)}, r"boxes are \(2, 5\)"),
         (
