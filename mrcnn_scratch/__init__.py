@@ -5,7 +5,7 @@ Public names load on first use, so that ``import mrcnn_scratch`` compiles nothin
 
 import importlib
 
-from .nms import nms  # at once: the function, not the module of the same name, is what `mrcnn_scratch.nms` means
+from .nms import nms as nms  # at once: the function, not the module of the same name, is what `mrcnn_scratch.nms` means
 
 __version__ = "0.1.0"
 
