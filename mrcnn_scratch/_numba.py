@@ -2,21 +2,20 @@
 
 This module is imported only when a compiled kernel is wanted: ``import mrcnn_scratch`` never reaches it.
 
-Fork: once a *parallel* Numba kernel has run, GNU OpenMP kills a forked child that runs one too. Kernels are therefore
-run through `run`, which takes the serial variant in any process that was forked after the first parallel call.
-Keep them out of datasets and collate functions all the same: a worker has better things to do than to compile.
+Fork: once a *parallel* Numba kernel has run, GNU OpenMP kills a forked child that runs one too. `run` takes the serial
+variant where torch has one thread, and a DataLoader gives each of its workers one; any other forked process must call
+torch.set_num_threads(1) first, which torch's own operators ask of it as well.
 """
 
-import os
 import threading
 
 import numba
 import torch
 
 _lock = threading.Lock()  # Numba's workqueue layer, the fallback without OpenMP, aborts on concurrent callers
-_parallel_process: list[int] = []  # the process that ran the first parallel kernel
 
-FASTMATH = {"contract"}  # a*b+c as one instruction; sums keep their order, NaN and infinity keep their meaning
+# a * b + c as one instruction; sums keep their order, NaN and infinity keep their meaning
+FASTMATH = {"contract"}
 
 
 def compiled(function=None, *, parallel: bool = False, fastmath=False, error_model: str = "python"):
@@ -34,18 +33,15 @@ def compiled(function=None, *, parallel: bool = False, fastmath=False, error_mod
 
 
 def run(serial, parallel, work: int, *arguments) -> None:
-    """Call `parallel` with torch's number of threads, or `serial` where threads cannot help or are not allowed.
+    """Call `parallel` with torch's number of threads, or `serial` where threads cannot help.
 
     `work` counts elementary operations; under 1e5 of them, waking threads costs more than it saves.
     """
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    forked = bool(_parallel_process) and _parallel_process[0] != os.getpid()
-    if threads == 1 or work < 100_000 or forked:
+    if threads == 1 or work < 100_000:
         serial(*arguments)
         return
     with _lock:
-        if not _parallel_process:
-            _parallel_process.append(os.getpid())
         before = numba.get_num_threads()
         numba.set_num_threads(threads)
         try:

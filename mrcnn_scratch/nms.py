@@ -63,7 +63,7 @@ def _sweep(boxes, threshold, keep):
         if keep[i] == 0:
             continue
         left, top, right, bottom, size = x1[i], y1[i], x2[i], y2[i], area[i]
-        n = i + 1  # views, since an index i + 1 + j could be negative for all that the compiler knows: no SIMD
+        n = i + 1  # views: for all the compiler knows, an index i + 1 + j could be negative, and that is no SIMD
         lefts, tops, rights, bottoms, areas, stays = x1[n:], y1[n:], x2[n:], y2[n:], area[n:], keep[n:]
         for j in range(len(stays)):
             width = (right if right < rights[j] else rights[j]) - (left if left > lefts[j] else lefts[j])

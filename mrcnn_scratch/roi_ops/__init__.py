@@ -7,7 +7,8 @@
 | RoIAlign (Mask R-CNN, section 3) | exact | exact | bilinear samples |
 
 Backends: "reference" (plain loops, to be read), "torch" (vectorised, any device), "numba" (compiled, CPU).
-After the compiled backend has run with several threads, forked processes fall back to one thread: see `_numba.py`.
+After the compiled backend has run with several threads, a forked process must stay at one, as the workers of a
+DataLoader do by themselves: see `_numba.py`.
 """
 
 import functools
@@ -38,7 +39,8 @@ def roi_align(
     6.0: the first sample lies at (1.25, 1.25), a quarter cell left of and above the centre of cell (1, 1), which
     holds 6, so it reads 6 - 0.25 - 5 * 0.25 = 4.5.
 
-    A sample more than one cell off the map counts as 0; one in the outer half cell takes the edge's value.
+    A sample more than half a cell off the map counts as 0; one nearer, or in the outer half of an edge cell, takes
+    that cell's value.
 
     Args:
         features: (N, C, H, W) float, the map to read from.

@@ -59,7 +59,7 @@ def multiscale_roi(
         output_size: h = w, or (h, w).
         strides: per level, image pixels per cell; powers of two, each twice the one before.
         pool: (features, boxes (R, 5), output_size, spatial_scale) -> (R, C, h, w); for instance `roi_align`.
-        canonical_size, canonical_level, eps, eps_inside_log: as in `assign_levels`. With a single level they have no part.
+        canonical_size, canonical_level, eps, eps_inside_log: as in `assign_levels`. One level needs none.
     Returns: (R, C, h, w) in the order of torch.cat(boxes).
     Raises: ValueError if features and strides differ in number, strides do not double, or boxes do not fit the images.
     """

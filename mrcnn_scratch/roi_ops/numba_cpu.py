@@ -10,7 +10,7 @@ What makes them fast, in this order:
 
 Tensors must be contiguous, on the CPU, float32 or float64, and boxes valid: `roi_ops.__init__` sees to that.
 Every kernel has a body over a range of work, and two drivers: Numba's cache cannot tell a serial from a parallel
-variant of one function. After a parallel kernel has run, forked children must not run one: see `_numba.py`.
+variant of one function. After a parallel kernel has run, a forked child must not run one: see `_numba.py`.
 """
 
 import numpy as np
@@ -327,7 +327,7 @@ def _pool_forward_parallel(table, size, batch, top, bottom, left, right, out, ar
 
 @compiled
 def _pool_backward_channel(grad, argmax, batch, out, c):
-    """Fast R-CNN, eq. 4: each output's gradient goes to the cell that won. grad, argmax (R, C, h*w), out (N, C, H*W)."""
+    """Fast R-CNN, eq. 4: an output's gradient goes to the cell that won; grad, argmax (R, C, h*w), out (N, C, H*W)."""
     for r in range(len(grad)):
         plane = out[batch[r], c]
         for k in range(grad.shape[2]):
@@ -356,7 +356,7 @@ def _place(boxes: Tensor, output_size, spatial_scale, sampling_ratio, convention
 
 
 def _swap(x: Tensor) -> Tensor:
-    """(N, A, B) -> (N, B, A), contiguous. torch's own copy takes several times as long where A or B is a power of two."""
+    """(N, A, B) -> (N, B, A), contiguous. torch's copy is slow where B is a power of two."""
     N, A, B = x.shape
     if 1 in (A, B):
         return x.reshape(N, B, A)

@@ -13,9 +13,9 @@ import numpy as np
 def bilinear(y: float, x: float, H: int, W: int) -> list[tuple[int, int, float]]:
     """The up to four cells around a point in index space and their weights, as (row, column, weight).
 
-    Halfway between the centres of cells (0, 0) and (0, 1): `bilinear(0, 0.5, 2, 2)` weighs both with 0.5. A point in the
-    outer half of an edge cell, or up to half a cell beyond, takes that cell's value; one further off has no cells: its
-    value is 0. (Spatial Transformer Networks, eq. 5, with RoIAlign's rule for the border.)
+    Halfway between the centres of cells (0, 0) and (0, 1): `bilinear(0, 0.5, 2, 2)` weighs both with 0.5. A point
+    in the outer half of an edge cell, or up to half a cell off the map, takes that cell's value; one further off has
+    no cells: its value is 0. (Spatial Transformer Networks, eq. 5, with RoIAlign's rule for the border.)
     """
     if y < -1 or y > H or x < -1 or x > W:
         return []
@@ -104,7 +104,7 @@ def roi_align_backward(grad, boxes, shape, output_size, spatial_scale, sampling_
 
 
 def roi_align_max_forward(features, boxes, output_size, spatial_scale, sampling_ratio, convention):
-    """RoIAlign with the largest sample instead of the mean -> out (R, C, h, w), and which sample won (-1: no samples)."""
+    """RoIAlign with the largest sample instead of the mean -> (R, C, h, w), and which sample won (-1: none)."""
     (C, H, W), (h, w) = features.shape[1:], output_size
     out = np.zeros((len(boxes), C, h, w), features.dtype)
     winner = np.full(out.shape, -1, np.int32)

@@ -56,7 +56,7 @@ def axis_samples(start: Tensor, bin_size: Tensor, bins: int, grid: int, length: 
     """Linear interpolation along one axis: for each sample its two cells and their weights.
 
     Returns: cells (R, bins, grid, 2) int64 and weights (R, bins, grid, 2); both weights are 0 for a sample that lies
-        more than one cell off the map, and a sample in the outermost cell takes the edge value.
+        more than half a cell off the map; up to there the edge cell's value holds.
     """
     p = torch.arange(bins, dtype=start.dtype, device=start.device).view(1, bins, 1)
     i = torch.arange(grid, dtype=start.dtype, device=start.device).view(1, 1, grid)
@@ -107,9 +107,7 @@ def roi_align(features, boxes, output_size, spatial_scale, sampling_ratio, conve
         pooled = table.new_zeros(R, h * w, C) + table[:0].sum()
         for gh, gw in grid.unique(dim=0).tolist():
             same = ((grid[:, 0] == gh) & (grid[:, 1] == gw)).nonzero()[:, 0]
-            part = _pool_grid(
-                table, (H, W), batch[same], start[same], bin_size[same], output_size, (gh, gw), reduce
-            )
+            part = _pool_grid(table, (H, W), batch[same], start[same], bin_size[same], output_size, (gh, gw), reduce)
             pooled = pooled.index_copy(0, same, part)
     return pooled.view(R, h, w, C).permute(0, 3, 1, 2).contiguous()
 
