@@ -48,8 +48,11 @@ def ship(run: Path, command: str, out: Path) -> dict:
         "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
         "bytes": out.stat().st_size,
         "val_images": VAL_IMAGES,
-        "metrics": {kind: {key: round(values[key], 4) for key in ("AP", "AP50", "AP75")} for kind, values in metrics.items()},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy", "numba")},
+        "metrics": {
+            kind: {key: round(values[key], 4) for key in ("AP", "AP50", "AP75")} for kind, values in metrics.items()
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy", "numba")},
     }
     out.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
     return record
