@@ -139,9 +139,7 @@ def test_a_failure_half_way_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.undo()
     folder = export_coco(ShapesDataset("demo", 5), tmp_path / "data")
     assert [path.name for path in tmp_path.iterdir()] == ["data"] and len(list(folder.rglob("*.jpg"))) == 5
-    assert (
-        folder.stat().st_mode & 0o700 == 0o700 and folder.stat().st_mode == (folder / "images").stat().st_mode
-    )
+    assert folder.stat().st_mode & 0o700 == 0o700 and folder.stat().st_mode == (folder / "images").stat().st_mode
 
 
 @pytest.mark.parametrize(

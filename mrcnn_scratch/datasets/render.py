@@ -11,9 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SAMPLES = 4  # samples per pixel along each axis
-_UNIT = (
-    240 // SAMPLES**2
-)  # 15: the mean over a block of 0s and 240s is then exactly 15 * count, without rounding
+_UNIT = 240 // SAMPLES**2  # 15: the mean over a block of 0s and 240s is then exactly 15 * count, without rounding
 
 
 class Blob(NamedTuple):
@@ -213,14 +211,9 @@ def _visible_keypoints(item: Placed, seen: np.ndarray, image_size: tuple[int, in
         image_x, image_y = np.float32(x + item.left), np.float32(y + item.top)
         if not (0 <= image_x < W and 0 <= image_y < H):
             continue
-        row = int((y - own_rows.start) * SAMPLES)
-        column = int((x - own_columns.start) * SAMPLES)
-        shows = (
-            row < seen.shape[0]
-            and column < seen.shape[1]
-            and seen[row, column]
-            and item.sprite.self_visible[j]
-        )
+        row, column = int((y - own_rows.start) * SAMPLES), int((x - own_columns.start) * SAMPLES)
+        on_top = row < seen.shape[0] and column < seen.shape[1] and seen[row, column]
+        shows = on_top and item.sprite.self_visible[j]
         result[j] = image_x, image_y, 2 if shows else 1
     return result
 
@@ -237,9 +230,7 @@ def paint(image: np.ndarray, placed: list[Placed]) -> None:
             continue
         palette_image = Image.fromarray(parts).convert("P")
         palette_image.putpalette(item.sprite.palette.ravel().tolist())
-        colour = np.asarray(
-            palette_image.convert("RGB").reduce(SAMPLES), np.uint16
-        )  # (h, w, 3), times coverage
+        colour = np.asarray(palette_image.convert("RGB").reduce(SAMPLES), np.uint16)  # (h, w, 3), times coverage
         coverage = block_counts(parts > 0).astype(np.uint16)[..., None]  # (h, w, 1), 0 to 16
         region = image[rows, columns]
         region[:] = np.minimum(255, (region * (SAMPLES**2 - coverage) + 8) // SAMPLES**2 + colour)
