@@ -21,6 +21,7 @@ from mrcnn_scratch.datasets.figures import (
     SKELETON,
     figure_blobs,
     figure_palette,
+    sample_pose,
 )
 from mrcnn_scratch.datasets.outlines import OUTLINES, shape_blobs, shape_palette
 from mrcnn_scratch.datasets.render import (
@@ -388,6 +389,15 @@ def test_a_later_object_hides_joints_and_the_border_removes_them():
     out = sprite.keypoints[:, 0] + left < 0
     assert out.any() and not out.all()
     assert not cut.keypoints[out].any() and (cut.keypoints[~out, 2] > 0).all()
+
+
+def test_left_is_at_the_right_of_one_who_faces_us_and_at_the_left_of_one_who_does_not():
+    rng = np.random.default_rng(2)
+    poses = [sample_pose(rng) for _ in range(200)]
+    assert 15 < sum(not faces for _, faces, _ in poses) < 70
+    for joints, faces, _ in poses:
+        for left, right in ((1, 2), (5, 6), (11, 12)):
+            assert (joints[left, 0] > joints[right, 0]) == faces
 
 
 def test_a_turned_head_hides_the_ear_on_the_side_it_turns_to():

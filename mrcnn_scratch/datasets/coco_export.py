@@ -75,9 +75,7 @@ def _check(splits: list[ShapesDataset], folder: Path, image_format: str, crowd_e
         if not len(dataset):
             raise ValueError(f"split {dataset.split!r} has no images: give num_images of at least 1")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"{str(folder)!r} is not empty: nothing is overwritten, so delete it or name another"
-        )
+        raise ValueError(f"{str(folder)!r} is not empty: nothing is overwritten, so delete it or name another")
 
 
 def _umask() -> int:

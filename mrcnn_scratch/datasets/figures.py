@@ -37,9 +37,7 @@ PARTS = 35
 HEAD, TORSO, UPPER_ARM, LOWER_ARM, UPPER_LEG, LOWER_LEG = 0.135, 0.27, 0.165, 0.155, 0.20, 0.19
 ARM_RADIUS, LEG_RADIUS, EDGE = 0.046, 0.060, 0.012
 SHOULDER_HALF, HIP_HALF = 0.155, 0.085
-SKIN_TONES = np.array(
-    [[250, 214, 185], [236, 188, 150], [210, 155, 115], [172, 117, 80], [128, 82, 55], [92, 60, 42]]
-)
+SKIN_TONES = np.array([[250, 214, 185], [236, 188, 150], [210, 155, 115], [172, 117, 80], [128, 82, 55], [92, 60, 42]])
 
 
 def _direction(angle: float) -> np.ndarray:
@@ -156,8 +154,7 @@ def figure_blobs(rng: np.random.Generator) -> tuple[list[Blob], np.ndarray]:
     """
     joints, faces, turn = sample_pose(rng)
     arms = [
-        _limb(joints, [SHOULDER + s, ELBOW + s, WRIST + s], [SHIRT + s, FOREARM + s], ARM_RADIUS, 0.052)
-        for s in (0, 1)
+        _limb(joints, [SHOULDER + s, ELBOW + s, WRIST + s], [SHIRT + s, FOREARM + s], ARM_RADIUS, 0.052) for s in (0, 1)
     ]
     in_front = rng.random(2) < (0.85 if faces else 0.3)
     blobs = [blob for s in (0, 1) if not in_front[s] for blob in arms[s]]

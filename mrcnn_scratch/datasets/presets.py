@@ -64,9 +64,7 @@ def resolve_preset(
     size = tuple(preset.image_size if image_size is None else image_size)
     names = preset.classes if classes is None else classes
     if isinstance(names, str) or not names or len(set(names)) < len(names) or set(names) - set(CATEGORY_IDS):
-        raise ValueError(
-            f"classes={classes!r}: give a tuple of distinct names out of {', '.join(CATEGORY_IDS)}"
-        )
+        raise ValueError(f"classes={classes!r}: give a tuple of distinct names out of {', '.join(CATEGORY_IDS)}")
     least = max(32, ceil(2 * preset.min_size))
     if len(size) != 2 or min(size) < least:
         raise ValueError(

@@ -42,9 +42,7 @@ def render_scene(preset: ShapesPreset, seed: int, split: int, index: int) -> tup
     return image, placed
 
 
-def _sprite(
-    name: str, rng: np.random.Generator, preset: ShapesPreset, behind: np.ndarray, size: float
-) -> Sprite:
+def _sprite(name: str, rng: np.random.Generator, preset: ShapesPreset, behind: np.ndarray, size: float) -> Sprite:
     H, W = preset.image_size
     phase = tuple(rng.random(2))
     colour = contrasting_colour(rng, behind)
@@ -55,9 +53,7 @@ def _sprite(
     return draw_sprite(shape_blobs(name, rng), shape_palette(colour), size, limit, phase)
 
 
-def _place(
-    rng: np.random.Generator, sprite: Sprite, preset: ShapesPreset, others: list[Placed]
-) -> tuple[int, int]:
+def _place(rng: np.random.Generator, sprite: Sprite, preset: ShapesPreset, others: list[Placed]) -> tuple[int, int]:
     """Top and left of the first of 12 random places that overlaps little, else of the best of them."""
     (h, w), (H, W) = sprite.size, preset.image_size
     outside = 0.3 if rng.random() < preset.cut_fraction else 0.0  # of its size, on either side
@@ -96,9 +92,7 @@ def _heap(rng: np.random.Generator, preset: ShapesPreset, behind: np.ndarray) ->
         region = parts[y : y + h, x : x + w]
         np.copyto(region, small.parts + np.uint8(used), where=small.parts > 0)
         colours = len(small.palette) - 1
-        if (
-            used + 2 * colours < 256
-        ):  # eight people have more parts than a palette has rows: the last share theirs
+        if used + 2 * colours < 256:  # eight people have more parts than a palette has rows: the last share theirs
             palette[used + 1 : used + 1 + colours] = small.palette[1:]
             used += colours
     return Sprite(parts, palette, np.zeros((0, 2)), np.zeros(0, bool)), preset.classes.index(name) + 1

@@ -27,9 +27,7 @@ def background(rng: np.random.Generator, image_size: tuple[int, int]) -> np.ndar
         texture = np.zeros((H, W), np.float32)
     light = texture * strength + rng.integers(-6, 7, (H, W), dtype=np.int8)
     tilt = rng.uniform(-26, 26, 3).astype(np.float32) / max(H, W)
-    return (
-        (base.astype(np.float32) + along[..., None] * tilt + light[..., None]).clip(0, 255).astype(np.uint8)
-    )
+    return (base.astype(np.float32) + along[..., None] * tilt + light[..., None]).clip(0, 255).astype(np.uint8)
 
 
 def contrasting_colour(rng: np.random.Generator, behind: np.ndarray, distance: float = 110.0) -> np.ndarray:

@@ -13,9 +13,7 @@ def trace(mask: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """
     padded = np.pad(mask.astype(bool), 1)
     inside = padded[1:-1, 1:-1]
-    ahead: dict[
-        tuple[int, int], list[tuple[int, int]]
-    ] = {}  # corner -> directions of the edges that leave it
+    ahead: dict[tuple[int, int], list[tuple[int, int]]] = {}  # corner -> directions of the edges that leave it
     for (dx, dy), (x, y), neighbour in (
         ((1, 0), (0, 0), padded[:-2, 1:-1]),  # top edges run right, with the mask on their right-hand side
         ((0, 1), (1, 0), padded[1:-1, 2:]),
