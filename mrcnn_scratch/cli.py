@@ -83,6 +83,8 @@ def data_check(
     """Lists every fault of a COCO-format folder, with file, id and remedy; exit status 1 when there is an error."""
     from .datasets.check import check_folder
 
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: give one in COCO's format, with annotations/ and images/")
     faults = check_folder(folder, split)
     for fault in faults:
         typer.echo(str(fault))
@@ -98,7 +100,9 @@ def train(
     config: Annotated[str, typer.Option(help=f"The model: {', '.join(MODELS)}.")] = "tiny-fpn",
     out: Out = Path("runs/train"),
     split: Annotated[str, typer.Option(help="Of the data.")] = "train",
-    images: Annotated[int | None, typer.Option(min=1, help="How many, of shapes data: 1600 by default.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Of shapes data how many to draw (1600); of a folder the first so many.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Updates of the weights.")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 4,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.02,
@@ -148,7 +152,9 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file of `mrcnn train`.")],
     data: Data = "shapes:demo",
     split: Annotated[str, typer.Option(help="Of the data.")] = "val",
-    images: Annotated[int | None, typer.Option(min=1, help="How many, of shapes data: 200 by default.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Of shapes data how many to draw (200); of a folder the first so many.")
+    ] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the numbers.")] = None,
     threads: Threads = None,
@@ -200,7 +206,7 @@ def predict(
 
 
 def _open(data: str, split: str, images: int | None, default: int, seed: int, **options):
-    """The dataset; only the procedural one has a number of images and a seed to choose."""
+    """The dataset; only the procedural one has a seed, and a default number of images."""
     from .datasets import open_dataset
 
     if data.startswith("shapes:"):
@@ -271,7 +277,7 @@ def _interruptible():
 def main() -> None:
     """Entry point of ``mrcnn``: runs a command, turns a user's mistake into a message and exit status 2."""
     try:
-        app()
+        app(prog_name="mrcnn")
     except (ValueError, OSError) as error:
         print(f"mrcnn: {error}", file=sys.stderr)
         sys.exit(2)

@@ -54,9 +54,8 @@ def predict_files(
     model = _with_sizes(model, min_size, max_size).to(memory_format=torch.channels_last)
     images = [read_image(photo) for photo in photos]
     class_names = metadata.get("class_names") or [f"class {k}" for k in range(model.config.num_classes)]
-    label_to_category = {int(label): category for label, category in metadata.get("label_to_category", {}).items()} or {
-        label: label for label in range(1, model.config.num_classes)
-    }
+    identity = [(label, label) for label in range(1, model.config.num_classes)]
+    label_to_category = dict(metadata.get("label_to_category") or identity)
 
     results: dict[str, list[dict]] = {"bbox": [], "segm": [], "keypoints": []}
     written = []

@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from mrcnn_scratch.datasets import open_dataset
 from mrcnn_scratch.datasets.coco import CocoDataset, flip_pairs, read_image
 from mrcnn_scratch.datasets.segmentation import decode_counts
+from mrcnn_scratch.datasets.subset import Subset
 
 
 def test_targets_by_hand(tmp_path):
@@ -269,8 +270,24 @@ def test_open_dataset(tmp_path):
     assert open_dataset(str(tmp_path), "train", keypoints=False).num_keypoints == 0
     with pytest.raises(ValueError, match="shapes:PRESET"):
         open_dataset("shape:demo")
-    with pytest.raises(ValueError, match="num_images=4"):
-        open_dataset(tmp_path, num_images=4)
+    with pytest.raises(ValueError, match="num_images=400"):
+        open_dataset(tmp_path, num_images=400)
+    with pytest.raises(ValueError, match="seed=4"):
+        open_dataset(tmp_path, seed=4)
+
+
+def test_a_subset_keeps_what_training_and_evaluation_ask_for(tmp_path):
+    whole = open_dataset(write_folder(tmp_path), "train")
+    first = open_dataset(tmp_path, "train", num_images=1)
+    assert len(first) == 1 and first.image_ids == whole.image_ids[:1] and first.class_names == whole.class_names
+    assert first[0][1]["image_id"] == whole.image_ids[0]
+    truth = first.coco_dict()
+    assert [image["id"] for image in truth["images"]] == first.image_ids
+    assert {annotation["image_id"] for annotation in truth["annotations"]} <= set(first.image_ids)
+    assert len(truth["annotations"]) == len(first[0][1]["boxes"])
+    for indices in ([], [0, 0], [len(whole)], [-1]):
+        with pytest.raises(ValueError, match="indices"):
+            Subset(whole, indices)
 
 
 @pytest.mark.parametrize("preset", ["demo", "hard"])

@@ -19,7 +19,8 @@ def open_dataset(
     Args:
         spec: "shapes:demo", "shapes:hard", ... for the procedural one, else a COCO-format folder.
         split: "train", "val", ...
-        num_images, seed: of the procedural one, which has no files; its own defaults without them.
+        num_images: of the procedural one how many to draw; of a folder the first so many, all without it.
+        seed: of the procedural one.
         keypoints, on_fault, masks: of a folder; see `CocoDataset`. "auto" takes keypoints if the folder has
             any.
 
@@ -37,11 +38,15 @@ def open_dataset(
             f"dataset {str(spec)!r} is neither a folder nor shapes:PRESET: "
             "give a COCO-format folder that exists, or shapes:demo"
         )
-    if num_images is not None or seed is not None:
-        raise ValueError(
-            f"num_images={num_images}, seed={seed} do not apply to the folder {str(spec)!r}: "
-            "leave them out, or use shapes:demo"
-        )
+    if seed is not None:
+        raise ValueError(f"seed={seed} does not apply to the folder {str(spec)!r}: leave it out, or use shapes:demo")
     from .coco import CocoDataset
 
-    return CocoDataset(spec, split, keypoints=keypoints, on_fault=on_fault, masks=masks)
+    dataset = CocoDataset(spec, split, keypoints=keypoints, on_fault=on_fault, masks=masks)
+    if num_images is None:
+        return dataset
+    if not 1 <= num_images <= len(dataset):
+        raise ValueError(f"num_images={num_images}: {str(spec)!r} has {len(dataset)} in {split!r}: give at most that many")
+    from .subset import Subset
+
+    return Subset(dataset, range(num_images))

@@ -1,0 +1,222 @@
+"""The command line as a user meets it: what works, and how every mistake is told in one line with exit status 2."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mrcnn_scratch import cli, weights
+from mrcnn_scratch.datasets.coco_export import export_coco
+from mrcnn_scratch.datasets.shapes import ShapesDataset
+
+TINY = ["--steps", "2", "--batch-size", "2", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small COCO-format folder with a train and a val split."""
+    path = tmp_path_factory.mktemp("data") / "shapes"
+    export_coco([ShapesDataset("demo", 6, split="train"), ShapesDataset("demo", 3, split="val")], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    assert call("train", "--data", folder, "--out", out, *TINY) == 0
+    return out / "last.safetensors"
+
+
+def call(*arguments) -> int:
+    """Runs ``mrcnn ARGUMENTS`` in this process; its exit status."""
+    before = sys.argv
+    sys.argv = ["mrcnn", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv = before
+    return 0
+
+
+def refused(capsys, *arguments) -> str:
+    """The message of a command that must end with status 2, without a traceback."""
+    capsys.readouterr()
+    assert call(*arguments) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message and message.strip()
+    return message
+
+
+def test_make_check_train_eval(folder, checkpoint, tmp_path, capsys):
+    assert call("data", "make", tmp_path / "made", "--train", 3, "--val", 2, "--preset", "hard") == 0
+    assert call("data", "check", tmp_path / "made") == 0
+    assert "0 errors" in capsys.readouterr().out
+    assert call("eval", checkpoint, "--data", folder, "--out", tmp_path / "ap.json", "--threads", 1) == 0
+    measured = json.loads((tmp_path / "ap.json").read_text())
+    assert set(measured) == {"box", "mask", "keypoints"}
+    assert all(-1 <= measured[kind]["AP50"] <= 1 for kind in measured)
+    assert "mask" in capsys.readouterr().out
+
+
+def test_training_leaves_what_it_promises(checkpoint):
+    run = checkpoint.parent
+    assert (run / "log.csv").read_text().startswith("step,")
+    assert json.loads((run / "train_config.json").read_text())["steps"] == 2
+    model, metadata = weights.load_model(checkpoint)
+    assert metadata["class_names"] == ["background", "person", "star", "ring"]
+    assert model.config.keypoints == 17 and metadata["step"] == 2
+
+
+def test_settings_reach_model_and_training(tmp_path):
+    settings = ["--set", "roi_op=pool", "--set", "gamma=0.5", "--set", "anchor_sizes=[[20],[40],[80],[160]]"]
+    data = ["--data", "shapes:hard", "--images", 4, "--no-keypoints"]
+    assert call("train", *data, "--out", tmp_path, *settings, *TINY) == 0
+    model, metadata = weights.load_model(tmp_path / "last.safetensors")
+    assert model.config.roi_op == "pool" and model.config.keypoints == 0
+    assert model.config.anchor_sizes == ((20,), (40,), (80,), (160,))
+    assert metadata["train_config"]["gamma"] == 0.5
+
+
+def test_the_first_images_of_a_folder(folder, tmp_path, capsys):
+    assert call("train", "--data", folder, "--images", 2, "--out", tmp_path / "run", *TINY) == 0
+    assert "2 images" in capsys.readouterr().out
+    assert "6" in refused(capsys, "train", "--data", folder, "--images", 7, "--out", tmp_path / "no", *TINY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--set", "roi_opp=pool"], ["roi_opp", "roi_op"]),
+        (["train", "--set", "roi_op"], ["roi_op", "name=value"]),
+        (["train", "--set", "roi_op=crop"], ["roi_op", "crop", "align"]),
+        (["train", "--config", "R50"], ["R50", "tiny-fpn"]),
+        (["train", "--conventions", "mine"], ["mine", "torchvision"]),
+        (["train", "--data", "shapes:nope"], ["nope", "demo"]),
+        (["train", "--data", "no-such-folder"], ["no-such-folder", "shapes:demo"]),
+        (["train", "--lr", "-1"], ["lr", "-1"]),
+        (["train", "--steps", "0"], ["--steps"]),
+        (["train", "--optimizer", "lion"], ["lion", "adamw"]),
+        (["eval", "no-such.safetensors"], ["no-such.safetensors"]),
+        (["predict", "no-such.jpg"], ["no-such.jpg"]),
+        (["data", "make", "x", "--preset", "nope"], ["nope", "demo"]),
+        (["data", "check", "no-such-folder"], ["no-such-folder"]),
+        (["frobnicate"], ["frobnicate"]),
+    ],
+)
+def test_mistakes_are_named(arguments, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = " ".join(refused(capsys, *arguments).split())
+    for word in named:
+        assert word in message, (word, message)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "a refused command leaves nothing behind"
+
+
+def test_a_full_folder_is_not_written_into(folder, capsys):
+    before = sorted(path.name for path in folder.rglob("*"))
+    assert str(folder) in refused(capsys, "data", "make", folder)
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+def test_checkpoints_that_are_none(checkpoint, folder, tmp_path, capsys):
+    truncated = tmp_path / "short.safetensors"
+    truncated.write_bytes(checkpoint.read_bytes()[:5000])
+    assert "short.safetensors" in refused(capsys, "eval", truncated, "--data", folder)
+    pickled = tmp_path / "pickle.safetensors"
+    torch.save({"a": torch.ones(2)}, pickled)
+    assert "pickle.safetensors" in refused(capsys, "predict", "x.jpg", "--checkpoint", pickled)
+    assert "classes" in refused(capsys, "eval", checkpoint, "--data", "shapes:coco-like", "--images", 2)
+
+
+def test_training_on_faulty_data_is_refused_or_says_what_it_drops(folder, tmp_path, capsys):
+    import shutil
+
+    faulty = tmp_path / "faulty"
+    shutil.copytree(folder, faulty)
+    path = faulty / "annotations" / "instances_train.json"
+    document = json.loads(path.read_text())
+    document["annotations"][0]["bbox"][2] = 0
+    document["annotations"][0]["category_id"] = 999
+    path.write_text(json.dumps(document))
+    number = str(document["annotations"][0]["id"])
+    assert number in refused(capsys, "train", "--data", faulty, "--out", tmp_path / "run", *TINY)
+    assert not (tmp_path / "run").exists()
+    assert call("data", "check", faulty) == 1
+    listed = capsys.readouterr().out
+    assert number in listed and "999" in listed
+    with pytest.warns(UserWarning, match=number):
+        assert call("train", "--data", faulty, "--out", tmp_path / "run", "--drop-faulty", *TINY) == 0
+
+
+def test_a_corrupt_jpeg_is_named_before_anything_is_written(checkpoint, folder, tmp_path, capsys):
+    good = sorted((folder / "images").glob("*.jpg"))[:2]
+    corrupt = tmp_path / "corrupt.jpg"
+    corrupt.write_bytes(good[0].read_bytes()[:300])
+    out = tmp_path / "out"
+    message = refused(capsys, "predict", good[0], corrupt, good[1], "--checkpoint", checkpoint, "--out", out)
+    assert "corrupt.jpg" in message
+    assert not out.exists()
+
+
+def test_predict_writes_pictures_and_coco_results(checkpoint, tmp_path, capsys):
+    from pycocotools.coco import COCO
+
+    wide, grey = tmp_path / "wide.png", tmp_path / "grey.png"
+    Image.new("RGB", (90, 50), (40, 90, 200)).save(wide)
+    Image.new("L", (64, 70), 128).save(grey)
+    out = tmp_path / "out"
+    assert call("predict", wide, grey, "--checkpoint", checkpoint, "--out", out, "--threshold", 0, "--threads", 1) == 0
+    with Image.open(out / "wide.png") as image:
+        magnified = image.size[0] // 90
+        assert image.size == (90 * magnified, 50 * magnified)
+    results = {kind: json.loads((out / f"results_{kind}.json").read_text()) for kind in ("bbox", "segm", "keypoints")}
+    assert [entry["file_name"] for entry in json.loads((out / "images.json").read_text())] == ["wide.png", "grey.png"]
+    assert len(results["bbox"]) == len(results["segm"]) == len(results["keypoints"]) > 0
+    images = [{"id": 1, "width": 90, "height": 50}, {"id": 2, "width": 64, "height": 70}]
+    truth = COCO()
+    truth.dataset = {"images": images, "annotations": [], "categories": [{"id": i} for i in (1, 4, 7)]}
+    truth.createIndex()
+    loaded = truth.loadRes(results["segm"])
+    assert {annotation["category_id"] for annotation in loaded.dataset["annotations"]} <= {1, 4, 7}
+    sizes = {annotation["image_id"]: annotation["segmentation"]["size"] for annotation in results["segm"]}
+    assert all(sizes[image["id"]] == [image["height"], image["width"]] for image in images if image["id"] in sizes)
+
+
+def test_two_photos_of_one_name_are_refused(checkpoint, tmp_path, capsys):
+    for folder_name in ("a", "b"):
+        (tmp_path / folder_name).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / folder_name / "same.jpg")
+    photos = [tmp_path / "a" / "same.jpg", tmp_path / "b" / "same.jpg"]
+    assert "same.png" in refused(capsys, "predict", *photos, "--checkpoint", checkpoint, "--out", tmp_path / "out")
+
+
+def test_ctrl_c_and_resume_end_with_the_same_weights(folder, tmp_path):
+    def command(out: Path, *more) -> list[str]:
+        data = ["--data", str(folder), "--out", str(out), "--steps", "12", "--batch-size", "2", "--threads", "1"]
+        program = "from mrcnn_scratch.cli import main; main()"
+        return [sys.executable, "-c", program, "train", *data, "--set", "log_every=1", *more]
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(command(whole), check=True, capture_output=True)
+    process = subprocess.Popen(command(broken), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    log = broken / "log.csv"
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "resume" in errors
+    stopped = weights.read_checkpoint(broken / "last.safetensors")[1]["step"]
+    assert 0 < stopped < 12
+    subprocess.run(command(broken, "--resume"), check=True, capture_output=True)
+    one, _ = weights.read_checkpoint(whole / "last.safetensors")
+    other, _ = weights.read_checkpoint(broken / "last.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
