@@ -37,6 +37,7 @@ def write_checkpoint(path: str | Path, tensors: dict[str, torch.Tensor], metadat
         save_file(contiguous, temporary, metadata={_KEY: json.dumps({"format": FORMAT, **metadata})})
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
+        temporary.chmod(0o644)  # safetensors leaves it to its owner alone; others may read results
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -35,7 +35,8 @@ def ship(run: Path, command: str, out: Path) -> dict:
         for name, tensor in tensors.items()
         if name.startswith("model/")
     }
-    write_checkpoint(out, half, {key: metadata[key] for key in KEPT if key in metadata})
+    kept = {key: metadata[key] for key in KEPT if key in metadata}
+    write_checkpoint(out, half, kept | {"command": command})
     shutil.copyfile(run / "log.csv", out.with_suffix(".log.csv"))
     model, _ = load_model(out)
     seed = metadata["train_config"]["seed"]
