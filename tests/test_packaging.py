@@ -44,7 +44,7 @@ def pins() -> dict[str, str]:
 
 def python(code: str) -> str:
     """What a fresh Python prints; it finds this checkout whether or not it was installed."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
