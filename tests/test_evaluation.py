@@ -8,7 +8,6 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from mrcnn_scratch import evaluation
 from mrcnn_scratch.datasets.shapes import ShapesDataset
 from mrcnn_scratch.evaluation import (
     detections_to_coco,
@@ -287,7 +286,7 @@ def test_results_file_is_coco_json_and_whole_or_not_at_all(tmp_path, monkeypatch
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.os, "replace", fail)
+        patch.setattr(os, "replace", fail)
         with pytest.raises(OSError, match="disk full"):
             write_results(path, results["bbox"])
     assert path.read_bytes() == before
