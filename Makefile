@@ -14,7 +14,7 @@ SETUP := pyproject.toml constraints.txt Makefile
 .PHONY: help demo test lint lab notebooks check-notebooks clean
 
 help:
-	@echo "make demo        detect objects with the shipped tiny checkpoint (sets everything up first: minutes)"
+	@echo "make demo        train on the embedded data and write runs/demo/report.html (sets everything up first)"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make test        lint, tests and notebooks, as in CI"
 	@echo "make lint        ruff only"
@@ -63,10 +63,10 @@ lint: .venv/.stamp-test
 # The tests share the cores among JOBS processes, one torch thread each; a test that wants two numba threads may ask
 # for them. The notebooks run one by one, each in the kernel and with the threads that a reader gets.
 test: lint
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=2 MPLBACKEND=Agg \
-		$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests
 	$(BIN)/python -m pytest -q -p no:cacheprovider --nbval --nbval-current-env \
 		--nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=300 notebooks
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=2 MPLBACKEND=Agg \
+		$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=10 tests
 
 notebooks: .venv/.stamp-test
 	$(BIN)/python tools/build_notebooks.py $(NB)

@@ -7,7 +7,6 @@ slows the other down.
 
 import json
 import multiprocessing
-import os
 import platform
 import queue
 import time
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from .datasets.shapes import ShapesDataset
 from .evaluation import evaluate
+from .files import whole_file
 from .logs import progress_line, read_log
 from .model import build_model
 from .report import ap_panels, write_report
@@ -254,6 +254,5 @@ def _versions() -> dict[str, str]:
 
 def write_json(path: Path, content: dict) -> None:
     """Writes JSON, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -8,7 +8,6 @@ keypoints continuous -> COCO's pixel indices, labels -> category ids.
 import contextlib
 import io
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from .coco_results import clean_ground_truth, clean_results, count_keypoints
+from .files import whole_file
 from .similarity import keypoint_sigmas
 
 MASK_THRESHOLD = 0.5  # Mask R-CNN, section 3.1: the pasted soft mask is binarised at 0.5
@@ -187,7 +187,6 @@ def write_results(path: str | Path, results: list[dict]) -> None:
     Raises:
         ValueError: a result holds a number that JSON has no word for (NaN, infinity).
     """
-    path = Path(path)
     for index, result in enumerate(results):
         try:
             json.dumps(result, allow_nan=False)
@@ -195,16 +194,8 @@ def write_results(path: str | Path, results: list[dict]) -> None:
             raise ValueError(
                 f"result {index} (image {result.get('image_id')}) is not finite: {result}"
             ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as handle:
-            json.dump(results, handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(results), encoding="utf-8")
 
 
 def _encode_masks(masks: torch.Tensor) -> list[dict]:

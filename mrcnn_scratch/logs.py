@@ -1,8 +1,9 @@
 """What a run leaves to look at: log.csv, TensorBoard events, and the line under the progress bar."""
 
 import csv
-import os
 from pathlib import Path
+
+from .files import whole_file
 
 
 class RunLog:
@@ -56,14 +57,10 @@ class CsvLog:
         self._handle = None
         if path is None:
             return
-        temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
-        try:  # a crash here must not lose the log: write a neighbour, then rename
-            with open(temporary, "w", newline="") as handle:
-                for row in self._history:
-                    self._write(handle, row, header=row is self._history[0])
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # a crash here must not lose the log
+        with whole_file(path) as temporary, open(temporary, "w", newline="") as handle:
+            for row in self._history:
+                self._write(handle, row, header=row is self._history[0])
         self._handle = open(path, "a", newline="")
 
     @staticmethod

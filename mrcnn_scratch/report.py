@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from datetime import date as calendar
 from html import escape
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from .files import whole_file
 from .visualize import figure_png
 
 KINDS = ("box", "mask", "keypoints")
@@ -81,14 +81,8 @@ def write_report(
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def ap_panels(metrics: dict, names: tuple[str, str] = ("RoIAlign", "RoIPool")) -> dict[str, dict[str, list[float]]]:

@@ -5,13 +5,14 @@ and one JSON string of metadata: the model's configuration, its class names, the
 """
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from .files import whole_file
 
 FORMAT = 1
 _KEY = "mrcnn_scratch"  # safetensors metadata maps strings to strings: ours is one JSON document
@@ -29,18 +30,9 @@ def write_checkpoint(path: str | Path, tensors: dict[str, torch.Tensor], metadat
         tensors: name -> tensor of any shape, dtype and device.
         metadata: anything ``json`` can write.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    try:
+    with whole_file(path) as temporary:
         save_file(contiguous, temporary, metadata={_KEY: json.dumps({"format": FORMAT, **metadata})})
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.chmod(0o644)  # safetensors leaves it to its owner alone; others may read results
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:

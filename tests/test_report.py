@@ -218,7 +218,7 @@ def test_a_demo_sized_report_is_small(tmp_path):
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
-    monkeypatch.setattr("mrcnn_scratch.report.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("mrcnn_scratch.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_report(path, metrics(), [])
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["report.html"]

@@ -1,7 +1,6 @@
 """Annotated photos, at their own resolution: what ``mrcnn predict`` writes."""
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..files import whole_file
 from .instances import draw_marks, read_instances
 from .style import image_pixels, styled
 
@@ -69,11 +69,5 @@ def save_annotated(
         ValueError: an image that is not (3, H, W), or a label without a name.
     """
     picture = annotated(image, detection, class_names, skeleton, score_threshold, min_pixels)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
