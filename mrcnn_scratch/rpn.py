@@ -121,7 +121,8 @@ def propose(
     """Proposals of each image: the best anchors of every level, decoded, clipped, without near-duplicates.
 
     Top-k and NMS run per level and per image; the final top-k is over one image's levels, never over the
-    batch, so an image's proposals do not depend on its neighbours.
+    batch. So neighbours change an image's proposals only by the size that all are padded to: cells in the
+    padding compete for the top-k, and convolutions at the image's edge read them.
 
     Args:
         logits: for each level (N, A_l).

@@ -62,6 +62,16 @@ def test_crowds_join_nothing_and_teach_nothing(generator):
     assert rois.tolist() == [[50, 50, 70, 80], [80, 0, 90, 9]]
 
 
+def test_a_crowds_own_box_is_no_roi_of_the_object_beside_it(generator):
+    target = {
+        "boxes": torch.tensor([[0.0, 0, 40, 40], [0, 0, 40, 38]]),  # the crowd's box fits the object almost
+        "labels": torch.tensor([2, 1]),
+        "iscrowd": torch.tensor([1, 0]),
+    }
+    rois, labels, matched = sample_rois(torch.zeros(0, 4), target, CONFIG, generator)
+    assert rois.tolist() == [[0, 0, 40, 38]] and labels.tolist() == [1] and matched.tolist() == [1]
+
+
 def test_a_quarter_are_positive(generator):
     proposals = torch.cat([TRUTH["boxes"][:1].repeat(100, 1), torch.tensor([[90.0, 0, 99, 9]]).repeat(100, 1)])
     rois, labels, matched = sample_rois(proposals, TRUTH, CONFIG, generator)

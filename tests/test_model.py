@@ -277,6 +277,41 @@ def test_a_resized_image_is_answered_in_its_own_pixels():
     assert ((points >= lower) & (points <= torch.maximum(upper, lower + 1))).all()
 
 
+def test_targets_are_resized_with_their_image():
+    # What the model does to a picture and its target, done by hand beforehand: the same losses.
+    picture, truth = image(32, 48), {k: v for k, v in target(32, 48).items()}
+    truth["boxes"] = truth["boxes"] / 2
+    truth["keypoints"] = truth["keypoints"] * torch.tensor([0.5, 0.5, 1])
+    twice = torch.nn.functional.interpolate(picture[None], size=(64, 96), mode="bilinear", align_corners=False)[0]
+    larger = dict(
+        truth,
+        boxes=truth["boxes"] * 2,
+        keypoints=truth["keypoints"] * torch.tensor([2.0, 2, 1]),
+        masks=truth["masks"].repeat_interleave(2, 1).repeat_interleave(2, 2),
+    )
+    resized = small(norm="frozen", min_size=64, max_size=200)([picture], [truth], seeded())
+    by_hand = small(norm="frozen")([twice], [larger], seeded())
+    for key in by_hand:
+        torch.testing.assert_close(resized[key], by_hand[key], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_masks_and_keypoints_are_read_from_the_refined_boxes():
+    # Not from the proposals, and of the detections that are left, not of all RoIs.
+    model = small(min_size=128, max_size=400).eval()
+    model.box_predictor.bbox_pred.bias.fill_(0.7)  # refined boxes are elsewhere
+    seen = []
+    for branch in ("mask_logits", "keypoint_logits"):
+        inner = getattr(model, branch)
+        setattr(model, branch, lambda features, rois, inner=inner: (seen.append(rois), inner(features, rois))[1])
+    found = model([image(), image(32, 50, 1)])
+    for rois in seen:
+        for mine, detection in zip(rois, found, strict=True):
+            scale = torch.tensor([2.0, 2, 2, 2]) if detection is found[0] else torch.tensor([200 / 50, 4, 200 / 50, 4])
+            torch.testing.assert_close(mine, detection["boxes"] * scale, atol=1e-3, rtol=1e-4)
+    assert len(seen) == 2
+
+
 # ---------------------------------------------------------------------------------------------- equivariance
 
 
