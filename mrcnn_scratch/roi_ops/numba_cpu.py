@@ -178,8 +178,7 @@ def _mean_backward_band(grad, size, batch, start, bin_size, grid, bins, table, n
             continue
         low, high = start[r, 0], start[r, 0] + h * bin_size[r, 0]
         if min(low, high) > bottom or max(low, high) < top - 2:  # generous: entries are checked one by one below
-            if top > 0 and bottom < H:  # samples off the map are clamped into the outer rows
-                continue
+            continue
         _mean_entries(start, bin_size, r, 0, grid[r, 0], H, ny, ycells, yweights)
         _mean_entries(start, bin_size, r, 1, grid[r, 1], W, nx, xcells, xweights)
         for p in range(h):
