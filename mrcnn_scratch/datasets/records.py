@@ -27,9 +27,7 @@ from .segmentation import segmentation_fault, to_rle
 COCO_KEYPOINTS = 17  # where a category names none but its annotations have some
 
 
-def check_document(
-    doc, file: str, masks: bool = True, keypoints: bool = True, rasterise: bool = False
-) -> list[Fault]:
+def check_document(doc, file: str, masks: bool = True, keypoints: bool = True, rasterise: bool = False) -> list[Fault]:
     """Check every record of a parsed COCO instances (or keypoints) file, whatever JSON it is made of.
 
     Args:
@@ -50,8 +48,8 @@ def check_document(
         if not isinstance(doc.get(part), list):
             value = f"{part!r} is {show(doc[part])}" if part in doc else f"no {part!r}"
             faults.append(Fault(file, f"missing_{part}", value, f"add the list {part!r}"))
-    if doc.get("images") == []:
-        faults.append(Fault(file, "missing_images", "the list 'images' is empty", "add at least one image"))
+        elif not doc[part] and part != "annotations":
+            faults.append(Fault(file, f"missing_{part}", f"the list {part!r} is empty", "add at least one"))
     faults += _category_faults(doc, file)
     faults += _image_faults(doc, file)
     return faults + list(_annotation_faults(doc, file, masks, keypoints, rasterise))
@@ -148,11 +146,9 @@ def _image_faults(doc: dict, file: str) -> list[Fault]:
     return faults
 
 
-def _annotation_faults(
-    doc: dict, file: str, masks: bool, keypoints: bool, rasterise: bool
-) -> Iterator[Fault]:
+def _annotation_faults(doc: dict, file: str, masks: bool, keypoints: bool, rasterise: bool) -> Iterator[Fault]:
     sizes, joints, seen = image_sizes(doc), keypoint_counts(doc), {}
-    has_images, has_categories = (isinstance(doc.get(part), list) for part in ("images", "categories"))
+    has_images, has_categories = bool(listed(doc, "images")), bool(listed(doc, "categories"))
     for index, record in enumerate(listed(doc, "annotations")):
         blame = Blame(file, "annotations", index, record)
         if not isinstance(record, dict):
@@ -221,9 +217,7 @@ def _crowd_and_area_faults(blame: Blame, record: dict) -> Iterator[Fault]:
         yield blame("bad_area", value, remedy, "warning")
 
 
-def _mask_faults(
-    blame: Blame, record: dict, size: tuple[int, int] | None, rasterise: bool
-) -> Iterator[Fault]:
+def _mask_faults(blame: Blame, record: dict, size: tuple[int, int] | None, rasterise: bool) -> Iterator[Fault]:
     segmentation = record.get("segmentation")
     fault = segmentation_fault(segmentation, *(size or (None, None)))
     if fault is not None:
@@ -234,9 +228,7 @@ def _mask_faults(
             yield blame("empty_mask", f"segmentation {show(segmentation)} covers no pixel", remedy, "warning")
 
 
-def _keypoint_faults(
-    blame: Blame, record: dict, joints: dict, size: tuple[int, int] | None
-) -> Iterator[Fault]:
+def _keypoint_faults(blame: Blame, record: dict, joints: dict, size: tuple[int, int] | None) -> Iterator[Fault]:
     J = joints.get(hashable(record.get("category_id"))) or max(joints.values(), default=0) or COCO_KEYPOINTS
     numbers = finite_numbers(record.get("keypoints"))
     if numbers is None:
