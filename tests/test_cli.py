@@ -205,7 +205,10 @@ def test_ctrl_c_and_resume_end_with_the_same_weights(folder, tmp_path):
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run(command(whole), check=True, capture_output=True)
-    process = subprocess.Popen(command(broken), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command(broken), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
+    )  # fmt: skip
     log = broken / "log.csv"
     while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) > 3):
         time.sleep(0.02)
