@@ -85,7 +85,7 @@ def data_check(
 
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder: give one in COCO's format, with annotations/ and images/")
-    faults = check_folder(folder, split)
+    faults = check_folder(folder, split, progress=True)
     for fault in faults:
         typer.echo(str(fault))
     errors = sum(fault.severity == "error" for fault in faults)

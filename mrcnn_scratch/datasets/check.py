@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
+from tqdm import tqdm
 
 from .faults import Fault, summarise
 from .fields import image_size, is_id, listed
@@ -33,6 +34,7 @@ def check_folder(
     masks: bool = True,
     annotations: str | Path | None = None,
     images: str | Path | None = None,
+    progress: bool = False,
 ) -> list[Fault]:
     """Report every fault of a COCO-format folder; reads every annotation and decodes every image.
 
@@ -41,6 +43,7 @@ def check_folder(
         split: one split, or None for all that are there.
         masks: instances need a segmentation; False for a folder of boxes only.
         annotations, images: paths instead of a search, as for `CocoDataset`.
+        progress: show a bar while the images are decoded, which takes minutes for all of COCO.
 
     Returns:
         the faults, errors and warnings, by split and in the order of the files; [] for a sound folder. Never
@@ -52,9 +55,8 @@ def check_folder(
     except ValueError as error:
         value = " ".join(str(error).split())  # one fault, one line
         return [Fault(str(root), "no_annotations", value, "keep the files in one of these places")]
-    return [
-        fault for layout in layouts for fault in inspect(layout, masks, pixels=True, rasterise=True).faults
-    ]
+    found = [inspect(layout, masks, pixels=True, rasterise=True, progress=progress) for layout in layouts]
+    return [fault for split_found in found for fault in split_found.faults]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,12 @@ class Inspection:
 
 
 def inspect(
-    layout: Layout, masks: bool = True, keypoints: bool = True, pixels: bool = True, rasterise: bool = False
+    layout: Layout,
+    masks: bool = True,
+    keypoints: bool = True,
+    pixels: bool = True,
+    rasterise: bool = False,
+    progress: bool = False,
 ) -> Inspection:
     """Read one split and collect its faults.
 
@@ -77,6 +84,7 @@ def inspect(
         masks, keypoints: look at the segmentations, at the keypoints.
         pixels: decode every image (in threads), not only its header.
         rasterise: draw every segmentation, to warn of empty masks.
+        progress: show a bar while the images are read.
     """
     doc, faults = _load_json(layout.annotations)
     partner = None
@@ -94,7 +102,7 @@ def inspect(
         r["file_name"] for r in listed(doc, "images") if isinstance(r, dict) and _is_name(r.get("file_name"))
     ]
     folder = layout.image_folder(names)
-    return Inspection(doc, partner, folder, faults + _check_image_files(doc, folder, pixels))
+    return Inspection(doc, partner, folder, faults + _check_image_files(doc, folder, pixels, progress))
 
 
 def _load_json(path: Path) -> tuple[object, list[Fault]]:
@@ -105,7 +113,7 @@ def _load_json(path: Path) -> tuple[object, list[Fault]]:
         return None, [Fault(str(path), "bad_json", value, "replace the file by an intact copy")]
 
 
-def _check_image_files(doc: dict, folder: Path, pixels: bool) -> list[Fault]:
+def _check_image_files(doc: dict, folder: Path, pixels: bool, progress: bool) -> list[Fault]:
     jobs = [
         (index, record)
         for index, record in enumerate(listed(doc, "images"))
@@ -113,7 +121,8 @@ def _check_image_files(doc: dict, folder: Path, pixels: bool) -> list[Fault]:
     ]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside Python's lock
         found = pool.map(lambda job: _image_fault(*job, folder, pixels), jobs)
-        return [fault for fault in found if fault is not None]
+        bar = tqdm(found, "check images", len(jobs), unit="image", disable=not progress, dynamic_ncols=True)
+        return [fault for fault in bar if fault is not None]
 
 
 def _image_fault(index: int, record: dict, folder: Path, pixels: bool) -> Fault | None:
