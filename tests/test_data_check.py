@@ -297,13 +297,20 @@ def test_a_cut_image_is_found(tmp_path):
     assert fault.file == str(path)
 
 
-def test_ambiguous_orientation_is_a_warning(tmp_path):
-    write_folder(tmp_path)
+@pytest.mark.parametrize(
+    ("orientation", "size", "ambiguous"),
+    [(1, (9, 11), False), (3, (9, 11), True), (6, (9, 11), False), (1, (10, 10), False), (6, (10, 10), True)],
+)
+def test_ambiguous_orientation_is_a_warning(tmp_path, orientation, size, ambiguous):
+    document = sound_document()
+    document["images"][2] |= {"width": size[0], "height": size[1]}
+    write_folder(tmp_path, document)
     exif = Image.Exif()
-    exif[274] = 3
-    Image.fromarray(np.zeros((16, 24, 3), np.uint8)).save(tmp_path / "images/a.png", exif=exif)
-    (fault,) = check_folder(tmp_path)
-    assert (fault.kind, fault.severity, fault.image_id) == ("ambiguous_orientation", "warning", 7)
+    exif[274] = orientation
+    Image.new("RGB", size).save(tmp_path / "images/empty.png", exif=exif)
+    faults = check_folder(tmp_path)
+    expected = [("ambiguous_orientation", "warning", 40)] if ambiguous else []
+    assert [(fault.kind, fault.severity, fault.image_id) for fault in faults] == expected
 
 
 @pytest.mark.parametrize(
