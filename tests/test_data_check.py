@@ -5,7 +5,6 @@ import json
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 from coco_folder import sound_document, write_folder
 from hypothesis import HealthCheck, given, settings
