@@ -48,7 +48,7 @@ class BoxPredictor(nn.Module):
         super().__init__()
         self.cls_score = nn.Linear(channels, num_classes)
         self.bbox_pred = nn.Linear(channels, 4 * num_classes)
-        nn.init.normal_(self.cls_score.weight, std=0.01)  # Fast R-CNN, section 4.1
+        nn.init.normal_(self.cls_score.weight, std=0.01)  # Fast R-CNN, section 2.3
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.cls_score.bias)
         nn.init.zeros_(self.bbox_pred.bias)
@@ -65,6 +65,7 @@ def sample_rois(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The RoIs of one image that the heads learn from (Fast R-CNN, section 2.3).
 
+    Negatives are all RoIs below the positive IoU, as in Detectron; Fast R-CNN left those below 0.1 out.
     The ground-truth boxes join the proposals, so that there are positives before the RPN has learned;
     crowds do not.
 
@@ -113,7 +114,7 @@ def box_loss(
 ) -> dict[str, torch.Tensor]:
     """Softmax loss over classes, smooth L1 on the deltas of the true class (Fast R-CNN, eq. 1).
 
-    Both are divided by *all* sampled RoIs: doubling the negatives halves the box loss.
+    Both are divided by *all* sampled RoIs: twice as many RoIs with the same positives have half the box loss.
 
     Args:
         logits: (R, K).

@@ -3,6 +3,8 @@
 import difflib
 from dataclasses import dataclass, fields, replace
 
+from .config_checks import check_config
+
 RATIOS = (0.5, 1.0, 2.0)
 
 
@@ -82,7 +84,7 @@ class ModelConfig:
     keypoint_channels: int = 64  # 512 in the paper; toy choice
 
     def __post_init__(self):
-        _check(self)
+        check_config(self)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -115,40 +117,6 @@ class ModelConfig:
 
 def _tupled(value):
     return tuple(_tupled(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def _check(config: ModelConfig) -> None:
-    choices = {
-        "neck": ("fpn", "c4"),
-        "norm": ("batch", "frozen", "group"),
-        "roi_op": ("align", "warp", "pool"),
-        "roi_reduce": ("mean", "max"),
-    }
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} is {getattr(config, name)!r}: choose one of {', '.join(allowed)}")
-    if config.num_classes < 2:
-        raise ValueError(f"num_classes is {config.num_classes}: it counts the background, so it is at least 2")
-    if config.keypoints < 0:
-        raise ValueError(f"keypoints is {config.keypoints}: give 0 for no keypoint branch, 17 for COCO's")
-    if len(config.anchor_sizes) != len(config.strides):
-        raise ValueError(
-            f"anchor_sizes has {len(config.anchor_sizes)} levels, neck {config.neck!r} has "
-            f"{len(config.strides)}: give one each"
-        )
-    if len({len(sizes) for sizes in config.anchor_sizes}) != 1:
-        raise ValueError(
-            f"anchor_sizes is {config.anchor_sizes}: one RPN head serves all levels, give each the same number of sizes"
-        )
-    for name in ("widths", "blocks"):
-        if len(getattr(config, name)) != 4:
-            raise ValueError(f"{name} has {len(getattr(config, name))} entries: give four, of res2 to res5")
-    for name in ("score_threshold", "box_nms", "rpn_nms", "rpn_positive_fraction", "roi_positive_fraction"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name} is {getattr(config, name)}: it must lie in 0..1")
-    for name in ("rpn_batch", "roi_batch", "box_pool", "mask_pool", "keypoint_pool", "detections_per_image"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}: it must be at least 1")
 
 
 _TINY = ModelConfig(

@@ -41,7 +41,11 @@ def evaluate(model, dataset, batch_size: int = 8, progress: bool = True, sigmas=
 
     Returns:
         ``{"box": {...}, "mask": {...}, "keypoints": {...}}``, each as :func:`evaluate_results`.
+
+    Raises:
+        ValueError: the dataset has other classes than the model.
     """
+    _check_classes(model, dataset)
     ground_truth = dataset.coco_dict()
     results = predict_dataset(model, dataset, batch_size, progress)
     scores = {"box": evaluate_results(ground_truth, results["bbox"], "bbox")}
@@ -50,6 +54,15 @@ def evaluate(model, dataset, batch_size: int = 8, progress: bool = True, sigmas=
     if "keypoints" in results and dataset.num_keypoints:
         scores["keypoints"] = evaluate_results(ground_truth, results["keypoints"], "keypoints", sigmas)
     return scores
+
+
+def _check_classes(model, dataset) -> None:
+    known = getattr(getattr(model, "config", None), "num_classes", dataset.num_classes)
+    if known != dataset.num_classes:
+        raise ValueError(
+            f"the model has {known} classes with the background, the dataset {dataset.num_classes} "
+            f"({', '.join(dataset.class_names)}): evaluate a model on the classes that it was trained on"
+        )
 
 
 def predict_dataset(model, dataset, batch_size: int = 8, progress: bool = True) -> dict[str, list[dict]]:

@@ -41,7 +41,7 @@ def keypoint_targets(keypoints: torch.Tensor, rois: torch.Tensor, size: int) -> 
     """The hot cell of each keypoint in each RoI's heatmap.
 
     A point at x in [x1, x2) lies in column floor((x - x1) * size / w); x == x2 counts as the last column.
-    Labelled points (v 1 or 2: hidden ones too) inside the RoI are taught, all others are not.
+    Labelled points inside the RoI are taught, hidden ones (v = 1) too, as in Detectron; all others are not.
 
     Args:
         keypoints: (R, J, 3) x, y in pixels, v in 0..2: those of each RoI's object.

@@ -128,6 +128,8 @@ class MaskRCNN(nn.Module):
         check_images(images)
         if self.training:
             check_targets(targets, images, config.num_classes, config.masks, config.keypoints)
+        dtype = self.rpn.conv.weight.dtype
+        images = [image.to(dtype) for image in images]
         batch = batch_images(images, config.min_size, config.max_size, config.mean, config.std)
         features = self.extract(batch.images)
         anchors = self.anchors(features)

@@ -9,8 +9,8 @@ def check_images(images: list[torch.Tensor]) -> None:
     Raises:
         ValueError: names the image by its position.
     """
-    if isinstance(images, torch.Tensor) or not len(images):
-        got = f"a tensor of shape {tuple(images.shape)}" if isinstance(images, torch.Tensor) else "an empty list"
+    if not isinstance(images, list | tuple) or not images:
+        got = "an empty list" if isinstance(images, list | tuple) else _what(images)
         raise ValueError(f"images is {got}: give a list of at least one (3, H, W) tensor")
     for index, image in enumerate(images):
         if not isinstance(image, torch.Tensor) or image.dim() != 3 or image.shape[0] != 3 or 0 in image.shape:
@@ -42,15 +42,22 @@ def check_targets(
     """
     if targets is None:
         raise ValueError("the model is in training mode and targets is None: pass targets, or call model.eval()")
+    if not isinstance(targets, list | tuple):
+        raise ValueError(f"targets is {_what(targets)}: give a list with one dictionary per image")
     if len(targets) != len(images):
         raise ValueError(f"{len(images)} images and {len(targets)} targets: give one dictionary per image")
     for index, (target, image) in enumerate(zip(targets, images, strict=True)):
-        where = f"image {index}" + (f" (image_id {int(target['image_id'])})" if "image_id" in target else "")
+        if not isinstance(target, dict):
+            raise ValueError(f"target {index} is {_what(target)}: give a dictionary with boxes and labels")
+        where = f"image {index}" + (f" (image_id {target['image_id']})" if "image_id" in target else "")
         wanted = ["boxes", "labels"] + ["masks"] * masks + ["keypoints"] * bool(keypoints)
         for name in wanted:
             if name not in target:
-                raise ValueError(f"{where}: the target has no {name!r}, which this model needs")
-        _check_boxes(target["boxes"], where)
+                raise ValueError(f"{where}: the target has no {name!r}, which this model needs: add it")
+        for name in (*wanted, "iscrowd"):
+            if name in target and not isinstance(target[name], torch.Tensor):
+                raise ValueError(f"{where}: {name} is {_what(target[name])}: convert it to a torch.Tensor")
+        _check_boxes(target["boxes"], image.shape[-2:], where)
         G = len(target["boxes"])
         _check_labels(target["labels"], G, num_classes, where)
         if "iscrowd" in target:
@@ -61,7 +68,7 @@ def check_targets(
             _check_keypoints(target["keypoints"], (G, keypoints, 3), where)
 
 
-def _check_boxes(boxes: torch.Tensor, where: str) -> None:
+def _check_boxes(boxes: torch.Tensor, size: tuple[int, int], where: str) -> None:
     if boxes.dim() != 2 or boxes.shape[1] != 4 or not boxes.is_floating_point():
         got = f"{tuple(boxes.shape)} {boxes.dtype}"
         raise ValueError(f"{where}: boxes are {got}: give (G, 4) float xyxy; none is (0, 4)")
@@ -71,6 +78,12 @@ def _check_boxes(boxes: torch.Tensor, where: str) -> None:
         row = int(torch.where(~good)[0][0])
         why = "x2 > x1 and y2 > y1 are required" if finite[row] else "it is not finite"
         raise ValueError(f"{where}: box {row} is {boxes[row].tolist()}, {why}: drop or correct this object")
+    height, width = size
+    inside = (boxes[:, :2] < boxes.new_tensor([width, height])).all(dim=1) & (boxes[:, 2:] > 0).all(dim=1)
+    if not inside.all():
+        row = int(torch.where(~inside)[0][0])
+        value = boxes[row].tolist()
+        raise ValueError(f"{where}: box {row} is {value}, outside the {width} x {height} image: drop or correct it")
 
 
 def _check_labels(labels: torch.Tensor, count: int, num_classes: int, where: str) -> None:
@@ -103,8 +116,22 @@ def _check_keypoints(keypoints: torch.Tensor, shape: tuple[int, ...], where: str
     bad = torch.where(~keypoints.isfinite().flatten(1).all(dim=1))[0]
     if len(bad):
         raise ValueError(f"{where}: keypoints of object {int(bad[0])} are not finite: give 0, 0, 0 where unlabelled")
+    visibility = keypoints[..., 2]
+    bad = torch.where(((visibility != 0) & (visibility != 1) & (visibility != 2)).any(dim=1))[0]
+    if len(bad):
+        row = int(bad[0])
+        values = visibility[row].unique().tolist()
+        raise ValueError(f"{where}: visibilities of object {row} are {values}: give 0, 1 (hidden) or 2 (visible)")
 
 
 def _check_shape(value: torch.Tensor, shape: tuple[int, ...], name: str, where: str) -> None:
     if tuple(value.shape) != shape:
-        raise ValueError(f"{where}: {name} are {tuple(value.shape)}, boxes and image ask for {shape}")
+        got = tuple(value.shape)
+        raise ValueError(f"{where}: {name} are {got}, boxes and image ask for {shape}: give one entry per box")
+
+
+def _what(value) -> str:
+    """A value in words, for a message."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -58,7 +58,10 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
         ) from error
     if _KEY not in header:
         raise ValueError(f"checkpoint {path} was not written by mrcnn_scratch: it has no {_KEY!r} metadata")
-    metadata = json.loads(header[_KEY])
+    try:
+        metadata = json.loads(header[_KEY])
+    except ValueError as error:
+        raise ValueError(f"checkpoint {path} has metadata that is not JSON ({error}): copy it again") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(
             f"checkpoint {path} has format {metadata.get('format')!r}, this version reads {FORMAT}: "
@@ -87,6 +90,12 @@ def load_model_tensors(model: torch.nn.Module, tensors: dict[str, torch.Tensor],
         for name in sorted(own.keys() & state.keys())
         if own[name].shape != state[name].shape
     ]
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"weights of {source} are not finite: {broken[:5]} ({len(broken)}): "
+            "take a checkpoint from before the run broke"
+        )
     if missing or unexpected or misshaped:
         raise ValueError(
             f"weights of {source} do not fit this model: missing {missing[:5]} ({len(missing)}), unexpected "

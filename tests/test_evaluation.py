@@ -318,3 +318,11 @@ def test_the_shapes_dataset_scores_one_against_itself():
             found, wanted = (np.reshape(e["keypoints"], (1, -1, 3)) for e in (result, annotation))
             one_pixel = [0.5] * wanted.shape[1]  # on an object of area 1: half a pixel costs 12 percent
             assert oks_matrix(found, wanted, [annotation["bbox"]], [1.0], one_pixel) == 1.0
+
+
+def test_a_model_of_other_classes_is_refused():
+    from mrcnn_scratch import build_model
+
+    dataset = ShapesDataset("demo", 2)
+    with pytest.raises(ValueError, match="the model has 3 classes with the background, the dataset 4"):
+        evaluate(build_model("tiny-fpn", num_classes=3), dataset, progress=False)

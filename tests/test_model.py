@@ -385,3 +385,12 @@ def test_errors_come_before_any_computation():
     with pytest.raises(ValueError, match="no field 'score_thresold': did you mean 'score_threshold'"):
         small(score_thresold=1)
     assert small(masks=False, keypoints=0)([image()], [{"boxes": target()["boxes"], "labels": target()["labels"]}])
+
+
+def test_images_of_another_float_type_are_cast_to_the_weights():
+    model = build_model("tiny-fpn", num_classes=3, score_threshold=0.0).eval()
+    image = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        single, double, half = (model([image.to(dtype)])[0] for dtype in (torch.float32, torch.float64, torch.float16))
+    assert single["boxes"].dtype == double["boxes"].dtype == half["boxes"].dtype == torch.float32
+    assert torch.equal(single["boxes"], double["boxes"])

@@ -33,6 +33,8 @@ def check(*targets, images=None, num_classes=4, masks=True, keypoints=5):
         ([torch.rand(1, 4, 4)], r"image 0 is \(1, 4, 4\)"),
         ([torch.rand(3, 0, 4)], r"image 0 is \(3, 0, 4\)"),
         ([IMAGE.numpy()], "image 0 is ndarray: give a"),
+        (None, "images is None: give a list"),
+        (5, "images is a int: give a list"),
         ([IMAGE, (IMAGE * 255).byte()], r"image 1 has dtype torch.uint8: convert it to float and divide by 255"),
         ([IMAGE * 0 + 255.0], r"image 0 has values 255..255: give intensities in 0..1 \(divide by 255\)"),
         ([IMAGE - 2], r"image 0 has values -2..-1"),
@@ -89,7 +91,12 @@ def box(row, values):
         ({"keypoints": torch.ones(2, 4, 3)}, r"keypoints are \(2, 4, 3\), boxes and image ask for \(2, 5, 3\)"),
         ({"keypoints": torch.ones(2, 5, 3).long()}, "keypoints have dtype torch.int64: convert them to float"),
         ({"keypoints": torch.full((2, 5, 3), float("nan"))}, "keypoints of object 0 are not finite: give 0, 0, 0"),
-        ({"iscrowd": torch.zeros(3)}, r"iscrowd are \(3,\), boxes and image ask for \(2,\)"),
+        ({"iscrowd": torch.zeros(3)}, r"iscrowd are \(3,\), boxes and image ask for \(2,\): give one entry per box"),
+        ({"boxes": box(1, [30, 4, 35, 9])}, r"box 1 is \[30.0, 4.0, 35.0, 9.0\], outside the 30 x 20 image"),
+        ({"boxes": box(0, [3, -9, 7, 0])}, "box 0 is .* outside the 30 x 20 image: drop or correct it"),
+        ({"keypoints": torch.full((2, 5, 3), 9.0)}, r"visibilities of object 0 are \[9.0\]: give 0, 1 .hidden. or 2"),
+        ({"boxes": [[3.0, 4.0, 7.0, 9.0]]}, "boxes is a list: convert it to a torch.Tensor"),
+        ({"iscrowd": [0, 0]}, "iscrowd is a list"),
     ],
 )
 def test_targets(changes, message):

@@ -170,3 +170,12 @@ def test_nothing_is_loaded_where_one_tensor_does_not_fit():
     with pytest.raises(ValueError):
         load_model_tensors(model, model_tensors(tiny(num_classes=5, seed=1)), "x")
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = build_model("tiny-fpn", num_classes=3)
+    with torch.no_grad():
+        model.box_predictor.cls_score.weight[0, 0] = float("nan")
+    save_model(model, tmp_path / "nan.safetensors")
+    with pytest.raises(ValueError, match=r"not finite: \['box_predictor.cls_score.weight'\]"):
+        load_model(tmp_path / "nan.safetensors")

@@ -1,0 +1,117 @@
+"""What a model configuration may hold: types and ranges, each refused by name, value and remedy."""
+
+import math
+from dataclasses import fields
+from numbers import Real
+
+CHOICES = {
+    "neck": ("fpn", "c4"),
+    "norm": ("batch", "frozen", "group"),
+    "roi_op": ("align", "warp", "pool"),
+    "roi_reduce": ("mean", "max"),
+}
+# field -> least value; of a tuple, of each of its numbers
+AT_LEAST = {
+    "num_classes": 2, "keypoints": 0, "seed": 0, "min_size": 0, "max_size": 1, "rpn_min_size": 0, "rpn_straddle": -1,
+    "rpn_beta": 0, "box_beta": 0, "sampling_ratio": -1, "canonical_level": 0, "mask_convs": 0, "keypoint_convs": 0,
+    "widths": 1, "blocks": 1, "fpn_channels": 1, "rpn_batch": 1, "rpn_pre_nms_train": 1, "rpn_pre_nms_test": 1,
+    "rpn_post_nms_train": 1, "rpn_post_nms_test": 1, "roi_batch": 1, "box_pool": 1, "box_hidden": 1, "mask_pool": 1,
+    "mask_channels": 1, "keypoint_pool": 1, "keypoint_channels": 1, "detections_per_image": 1,
+}  # fmt: skip
+POSITIVE = ("std", "aspect_ratios", "box_weights", "canonical_size")  # anchor_sizes: see _check_anchors
+FRACTIONS = (
+    "score_threshold", "box_nms", "rpn_nms", "rpn_positive_fraction", "roi_positive_fraction",
+    "rpn_positive_iou", "rpn_negative_iou", "roi_positive_iou", "anchor_offset",
+)  # fmt: skip
+LENGTHS = {"mean": 3, "std": 3, "box_weights": 4, "widths": 4, "blocks": 4}
+REMEDIES = {
+    "num_classes": "it counts the background, so it is at least 2",
+    "keypoints": "give 0 for no keypoint branch, 17 for COCO's",
+    "widths": "give four, of res2 to res5",
+    "blocks": "give four, of res2 to res5",
+}
+
+
+def check_config(config) -> None:
+    """Refuses a configuration that cannot be built or would train nonsense.
+
+    Args:
+        config: a ``ModelConfig``.
+
+    Raises:
+        ValueError: names the field, its value and what it may be.
+    """
+    for field in fields(config):
+        _check_type(field.name, getattr(config, field.name), field.default)
+    for name, allowed in CHOICES.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} is {getattr(config, name)!r}: choose one of {', '.join(allowed)}")
+    for name, length in LENGTHS.items():
+        if len(getattr(config, name)) != length:
+            remedy = REMEDIES.get(name, f"give {length}")
+            raise ValueError(f"{name} has {len(getattr(config, name))} entries: {remedy}")
+    for name, least in AT_LEAST.items():
+        if min(_numbers(getattr(config, name))) < least:
+            raise ValueError(f"{name} is {getattr(config, name)}: {REMEDIES.get(name, f'it must be at least {least}')}")
+    for name in POSITIVE:
+        values = _numbers(getattr(config, name))
+        if not values or min(values) <= 0:
+            raise ValueError(f"{name} is {getattr(config, name)}: it must be positive")
+    for name in FRACTIONS:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} is {getattr(config, name)}: it must lie in 0..1")
+    _check_pairs(config)
+    _check_anchors(config)
+
+
+def _check_type(name: str, value, default) -> None:
+    """Each field has the type of its default; a whole number may stand for a real one."""
+    if isinstance(default, tuple):
+        good = isinstance(value, tuple) and all(_is_real(number) for number in _numbers(value))
+    elif isinstance(default, bool | str):
+        good = isinstance(value, type(default))
+    elif isinstance(default, int):
+        good = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        good = _is_real(value)
+    if not good:
+        kind = "a list of finite numbers" if isinstance(default, tuple) else {
+            bool: "True or False", str: "a name", int: "a whole number", float: "a finite number"
+        }[type(default)]  # fmt: skip
+        raise ValueError(f"{name} is {value!r}: give {kind}, such as {default!r}")
+
+
+def _check_pairs(config) -> None:
+    if config.min_size > config.max_size:
+        raise ValueError(
+            f"min_size is {config.min_size}, max_size {config.max_size}: the shorter edge cannot exceed the longest"
+        )
+    if config.rpn_negative_iou > config.rpn_positive_iou:
+        raise ValueError(
+            f"rpn_negative_iou is {config.rpn_negative_iou}, rpn_positive_iou {config.rpn_positive_iou}: "
+            "an anchor would be both, lower the first"
+        )
+
+
+def _check_anchors(config) -> None:
+    """One set of anchor sizes for each feature map, all sets equally long."""
+    sizes, strides = config.anchor_sizes, config.strides
+    if len(sizes) != len(strides):
+        raise ValueError(
+            f"anchor_sizes has {len(sizes)} levels, neck {config.neck!r} has {len(strides)}: give one each"
+        )
+    if not all(isinstance(level, tuple) for level in sizes) or min(_numbers(sizes), default=0) <= 0:
+        raise ValueError(f"anchor_sizes is {sizes}: give a list of positive sizes for each level, such as [[16], [32]]")
+    if len({len(level) for level in sizes}) != 1:
+        raise ValueError(
+            f"anchor_sizes is {sizes}: one RPN head serves all levels, give each the same number of sizes"
+        )
+
+
+def _numbers(value) -> list:
+    """The numbers in a number or a nested tuple of them."""
+    return [number for item in value for number in _numbers(item)] if isinstance(value, tuple) else [value]
+
+
+def _is_real(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
