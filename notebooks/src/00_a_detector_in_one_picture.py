@@ -113,7 +113,7 @@ print([round(x, 1) for x in decode_boxes(delta, anchor)[0].tolist()])
 show_image(panel, pale)
 draw_boxes(panel, decode_boxes(delta, anchor), PALETTE[1], linewidth=3)
 draw_boxes(panel, anchor, PALETTE[3], linestyle="--", linewidth=1.5)
-panel.set(xlim=(0, 64), ylim=(72, 24), xticks=[8, 24, 32, 64], xlabel="x, pixels")
+_ = panel.set(xlim=(0, 64), ylim=(72, 24), xticks=[8, 24, 32, 64], xlabel="x, pixels")
 
 # %% [markdown]
 # ## Stage 1: a batch
