@@ -20,6 +20,7 @@ from .schedule import TrainConfig
 from .weights import load_model_tensors, model_tensors, read_checkpoint, write_checkpoint
 
 LAST = "last.safetensors"
+RESUME_COMMAND = "the same command with --resume goes on"
 _OPTIMIZER = "optimizer/"
 _MAY_DIFFER = {"checkpoint_every"}  # it changes no weight and no row of the log
 
@@ -98,15 +99,16 @@ def load_checkpoint(path: str | Path, model, optimizer, facts: dict) -> int:
             "or load the weights with load_model and start a new run"
         )
     for group, remedy in (
-        ("train_config", "resume with the same configuration, or start a new run in another out_dir"),
+        ("train_config", "resume with the same configuration, or start a new run in another out_dir (--out)"),
         ("config", "build the model with the configuration it was trained with"),
         ("dataset", "resume on the dataset the run began with"),
     ):
         for field in sorted(saved[group].keys() | facts[group].keys()):
             then, now = saved[group].get(field), facts[group].get(field)
             if then != now and field not in _MAY_DIFFER:
+                why = "the learning rate's schedule depends on it, so " if field == "steps" else ""
                 raise ValueError(
-                    f"cannot resume {path}: {group}.{field} was {then!r} and is now {now!r}: {remedy}"
+                    f"cannot resume {path}: {group}.{field} was {then!r} and is now {now!r}: {why}{remedy}"
                 )
     if saved["class_names"] != facts["class_names"]:
         raise ValueError(
@@ -131,8 +133,11 @@ def checkpoint_to_resume(out: Path | None, resume: bool | str | Path, overwrite:
         kept = out / LAST
         if kept.exists() and not overwrite and (source is None or source.resolve() != kept.resolve()):
             raise ValueError(
-                f"{out} holds a run already: use resume=True, another out_dir, or overwrite=True"
+                f"{out} holds a run already: use resume=True (--resume), another out_dir (--out), "
+                "or overwrite=True (--overwrite)"
             )
+        if resume is True and not kept.exists():
+            raise ValueError(f"{kept} does not exist: there is no run to go on with, leave resume (--resume) out")
         for stale in out.glob(f".{LAST}.*.tmp"):  # of a run that was killed while it wrote
             stale.unlink()
     return source
@@ -143,7 +148,7 @@ def how_to_resume(finished: int, steps: int, out: Path | None) -> str:
     stopped = f"stopped after step {finished} of {steps}"
     if out is None:
         return f"{stopped}; nothing was saved: give out_dir to be able to resume"
-    return f"{stopped}; saved {out / LAST}: resume with train(..., out_dir={str(out)!r}, resume=True)"
+    return f"{stopped}; saved {out / LAST}: {RESUME_COMMAND}, in Python train(..., resume=True)"
 
 
 @contextmanager

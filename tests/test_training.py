@@ -528,7 +528,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
 
 def test_a_finished_run_is_not_written_over_by_accident(tmp_path):
     run(out_dir=tmp_path)
-    with pytest.raises(ValueError, match="holds a run already: use resume=True"):
+    with pytest.raises(ValueError, match=r"use resume=True \(--resume\), .* overwrite=True \(--overwrite\)"):
         run(out_dir=tmp_path)
     with pytest.raises(ValueError, match="holds a run already"):
         run(out_dir=tmp_path, resume=tmp_path / "elsewhere.safetensors")
@@ -540,8 +540,9 @@ def test_a_finished_run_is_not_written_over_by_accident(tmp_path):
 def test_another_configuration_cannot_resume(tmp_path, change):
     run(out_dir=tmp_path)
     (field,) = change
-    with pytest.raises(ValueError, match=rf"train_config\.{field} was .* and is now .*another out_dir"):
+    with pytest.raises(ValueError, match=rf"train_config\.{field} was .* and is now .*another out_dir") as refusal:
         run(replace(PLAIN, **change), out_dir=tmp_path, resume=True)
+    assert ("schedule depends on it" in str(refusal.value)) == (field == "steps")
 
 
 def test_checkpoints_may_become_rarer(tmp_path):
@@ -573,7 +574,7 @@ def test_another_model_or_dataset_cannot_resume(tmp_path):
 def test_resume_needs_a_training_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="resume=True looks in out_dir"):
         run(resume=True)
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="does not exist: there is no run to go on with"):
         run(out_dir=tmp_path / "empty", resume=True)
     weights.save_model(ToyModel(), tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="holds no optimizer state: resume from a last.safetensors"):

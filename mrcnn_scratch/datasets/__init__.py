@@ -46,8 +46,8 @@ def open_dataset(
     if num_images is None:
         return dataset
     if not 1 <= num_images <= len(dataset):
-        count = len(dataset)
-        raise ValueError(f"num_images={num_images}: {str(spec)!r} has {count} in {split!r}: give 1 to {count}")
+        held = f"{str(spec)!r} has {len(dataset)} in {split!r}"
+        raise ValueError(f"num_images={num_images} (--images): {held}: give 1 to {len(dataset)}")
     from .subset import Subset
 
     return Subset(dataset, range(num_images))

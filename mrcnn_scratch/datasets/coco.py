@@ -85,7 +85,7 @@ class CocoDataset(Dataset):
         self._read_categories(found)
         self._read_keypoints(found, keypoints)
         self._read_records(found)
-        self._warn()
+        self._warn(f"all in `mrcnn data check {root}` and in")
 
     def __len__(self) -> int:
         return len(self._images)
@@ -125,22 +125,22 @@ class CocoDataset(Dataset):
         hopeless = [f for f in self.dropped if f.record is None or f.record[0] == "categories"]
         refused = self.dropped if on_fault == "raise" else hopeless
         if refused:
-            way_out = "" if hopeless else ', or pass on_fault="drop" to leave out exactly these'
+            way_out = "" if hopeless else ', or pass on_fault="drop" (--drop-faulty) to leave out exactly these'
             raise ValueError(
                 f"{self._file}: {len(refused)} fault{'s' * (len(refused) > 1)} that training cannot use:\n"
                 f"{summarise(refused)}\nRun `{command}` for the whole list and mend them{way_out}."
             )
 
-    def _warn(self) -> None:
+    def _warn(self, listed_in: str) -> None:
         """Say what was left out and what is used with a reservation; nothing goes unsaid."""
         if self.dropped:
-            text = f"{self._file}: {len(self.dropped)} faulty records are left out (all in .dropped):"
+            text = f"{self._file}: {len(self.dropped)} faulty records are left out ({listed_in} .dropped):"
             lost = self.dropped_annotations
             ids = ", ".join(map(str, lost[:20])) + (", ..." if len(lost) > 20 else "")
             lost = f"annotations left out, alone or with their images: {len(lost)}" + f" ({ids})" * bool(lost)
             warnings.warn(f"{text}\n{summarise(self.dropped)}\n  {lost}", stacklevel=3)
         if self.warnings:
-            text = f"{self._file}: {len(self.warnings)} used with a reservation (all in .warnings):"
+            text = f"{self._file}: {len(self.warnings)} used with a reservation ({listed_in} .warnings):"
             warnings.warn(f"{text}\n{summarise(self.warnings)}", stacklevel=3)
 
     def _read_categories(self, found: Inspection) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 
@@ -56,7 +56,13 @@ def decode_image(
         remedy = "restore the file, or correct its path"
         raise UnusableImage(path, "missing_image", "does not exist", remedy) from None
     except Exception as error:  # bad bytes: OSError, SyntaxError, EOFError, struct.error ...
-        remedy = "replace the file by an intact copy, or remove it from the annotations"
+        if size is None and Path(path).is_dir():
+            raise UnusableImage(path, "corrupt_image", "is a folder", "give image files") from None
+        if size is None and isinstance(error, UnidentifiedImageError):
+            value = "is not an image that Pillow reads"
+            raise UnusableImage(path, "corrupt_image", value, "give a JPEG or PNG") from None
+        annotated = ", or remove it from the annotations" if size else ""
+        remedy = f"replace the file by an intact copy{annotated}"
         value = f"cannot be read ({type(error).__name__}: {error})"
         raise UnusableImage(path, "corrupt_image", value, remedy) from error
     if not fits:
