@@ -24,6 +24,7 @@ from .files import whole_file
 from .logs import progress_line, read_log
 from .model import build_model
 from .report import ap_panels, write_report
+from .resume import LAST, RESUME_COMMAND
 from .schedule import TrainConfig
 from .training import train
 from .weights import load_model
@@ -33,7 +34,7 @@ ARMS = {"roi_align": "align", "roi_pool": "pool"}  # arm -> the model's roi_op
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """What the demo does; all are toy choices, made to fit in six minutes on two cores."""
+    """What the demo does; all are toy choices, made to take about four minutes on two cores."""
 
     preset: str = "demo"  # of the embedded data
     train_images: int = 1600
@@ -66,7 +67,7 @@ def run_demo(
     Args:
         out: folder of the results; each arm has a folder of its own in it.
         config: None is the default demo.
-        resume: go on from the checkpoints in ``out`` instead of beginning anew.
+        resume: go on from the checkpoints in ``out``; without it an earlier demo there is replaced.
         progress: show progress bars.
         command: recorded in metrics.json.
 
@@ -104,6 +105,11 @@ def run_demo(
     return metrics
 
 
+def holds_demo(out: str | Path) -> bool:
+    """Whether ``out`` holds a demo, finished or not, that a new one would replace."""
+    return any((Path(out) / arm / LAST).exists() for arm in ARMS)
+
+
 def make_data(config: DemoConfig, progress: bool = True) -> tuple[ShapesDataset, ShapesDataset]:
     """Draws the training and validation images of the demo, and keeps them in memory."""
     datasets = (
@@ -136,7 +142,7 @@ def _run_arms(out: Path, config: DemoConfig, datasets, resume: bool, progress: b
     except KeyboardInterrupt:  # Ctrl-C reaches the workers too: wait for their checkpoints
         for worker in workers.values():
             worker.join(timeout=60)
-        raise KeyboardInterrupt(f"both runs are saved in {out}: `mrcnn demo --out {out} --resume` goes on") from None
+        raise KeyboardInterrupt(f"both runs are saved in {out}: {RESUME_COMMAND}") from None
     finally:
         for worker in workers.values():
             if worker.is_alive():
@@ -182,7 +188,7 @@ def _run_arm(arm: str, folder: str, config: DemoConfig, datasets, resume: bool, 
     torch.set_num_threads(1)
     try:
         model = build_arm(arm, config, datasets[0])
-        saved = Path(folder) / "last.safetensors"
+        saved = Path(folder) / LAST
         result = train(
             model, datasets[0], config.train, folder, resume=resume and saved.exists(), progress=False,
             on_step=lambda step, row: messages.put(("step", arm, (step, progress_line(row)))), overwrite=True,

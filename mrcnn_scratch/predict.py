@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from .datasets.images import read_image
 from .evaluation import detections_to_coco, write_results
+from .resume import LAST
 from .weights import load_model
 
 SHIPPED = "tiny-demo.safetensors"  # trained on the embedded data; assets/tiny-demo.json says how
@@ -16,6 +17,20 @@ SHIPPED = "tiny-demo.safetensors"  # trained on the embedded data; assets/tiny-d
 def shipped_checkpoint() -> Path:
     """The tiny checkpoint inside the package: people and shapes of the embedded data, nothing of the real world."""
     return Path(str(files("mrcnn_scratch") / "assets" / SHIPPED))
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The path of a checkpoint that is to be read, once it is no folder.
+
+    Raises:
+        ValueError: a folder; names the checkpoint of the run in it, if there is one.
+    """
+    path = Path(path)
+    if path.is_dir():
+        last = path / LAST
+        remedy = f"give {last}" if last.is_file() else "give the .safetensors file itself"
+        raise ValueError(f"checkpoint {path} is a folder: {remedy}")
+    return path
 
 
 def predict_files(
@@ -27,35 +42,39 @@ def predict_files(
     max_size: int | None = None,
     threads: int | None = None,
     progress: bool = True,
-) -> list[tuple[Path, int]]:
+) -> tuple[list[tuple[Path, int]], list[Path]]:
     """Detects on photos; every one is read before the first result is written, so bad input leaves nothing half-done.
 
     Args:
         photos: image files of any size and mode.
         checkpoint: a file of ``save_model`` or of a training run; None is the shipped one.
         out: folder for ``<photo>.png`` and ``results_bbox.json``, ``results_segm.json``, ``results_keypoints.json``;
-            the image ids in these count the photos from 1, ``images.json`` holds their names.
+            the image ids in these count the photos from 1, ``images.json`` holds their names. Keypoints are
+            kept of the classes that have any, see :func:`~mrcnn_scratch.visualize.instances.has_keypoints`.
         threshold: smallest score that is drawn; the results hold all detections.
         min_size: shorter edge that the model sees, pixels; 0 keeps the photo's own, None the checkpoint's.
         max_size: longer edge at most, pixels; None the checkpoint's.
         threads: to compute with; None lets torch decide.
 
     Returns:
-        for each photo its PNG and how many objects were drawn.
+        for each photo its PNG and how many objects were drawn; and the JSON files.
 
     Raises:
         ValueError: no photos, two photos of one name, an unreadable photo or checkpoint, each named.
     """
+    from .visualize.instances import has_keypoints  # here: matplotlib takes a second to import
+
     photos, out = [Path(photo) for photo in photos], Path(out)
     names = _distinct_names(photos)
     if threads:
         torch.set_num_threads(threads)
-    model, metadata = load_model(checkpoint or shipped_checkpoint())
+    model, metadata = load_model(checkpoint_file(checkpoint or shipped_checkpoint()))
     model = _with_sizes(model, min_size, max_size).to(memory_format=torch.channels_last)
     images = [read_image(photo) for photo in photos]
     class_names = metadata.get("class_names") or [f"class {k}" for k in range(model.config.num_classes)]
     identity = [(label, label) for label in range(1, model.config.num_classes)]
     label_to_category = dict(metadata.get("label_to_category") or identity)
+    with_keypoints = {label_to_category[label] for label, _ in identity if has_keypoints(label, class_names)}
 
     results: dict[str, list[dict]] = {"bbox": [], "segm": [], "keypoints": []}
     written = []
@@ -64,14 +83,17 @@ def predict_files(
     ):
         with torch.inference_mode():
             detection = model([image])[0]
-        for kind, rows in zip(results, detections_to_coco(detection, index + 1, label_to_category), strict=True):
-            results[kind] += rows
+        boxes, masks, keypoints = detections_to_coco(detection, index + 1, label_to_category)
+        results["bbox"] += boxes
+        results["segm"] += masks
+        results["keypoints"] += [row for row in keypoints if row["category_id"] in with_keypoints]
         written.append(_draw(image, detection, class_names, metadata.get("skeleton", []), out / name, threshold))
     kept = ["bbox"] + ["segm"] * model.config.masks + ["keypoints"] * bool(model.config.keypoints)
-    for kind in kept:
-        write_results(out / f"results_{kind}.json", results[kind])
-    write_results(out / "images.json", [{"id": i + 1, "file_name": str(photo.name)} for i, photo in enumerate(photos)])
-    return written
+    contents = {f"results_{kind}.json": results[kind] for kind in kept}
+    contents["images.json"] = [{"id": i + 1, "file_name": photo.name} for i, photo in enumerate(photos)]
+    for name, content in contents.items():
+        write_results(out / name, content)
+    return written, [out / name for name in contents]
 
 
 def _distinct_names(photos: list[Path]) -> list[str]:
@@ -88,6 +110,13 @@ def _distinct_names(photos: list[Path]) -> list[str]:
 
 
 def _with_sizes(model, min_size: int | None, max_size: int | None):
+    low = model.config.min_size if min_size is None else min_size
+    high = model.config.max_size if max_size is None else max_size
+    if low > high:
+        raise ValueError(
+            f"min_size={low} (--min-size) is larger than max_size={high} (--max-size), by default the checkpoint's: "
+            "the shorter edge cannot exceed the longest, so change one"
+        )
     fields = {key: value for key, value in (("min_size", min_size), ("max_size", max_size)) if value is not None}
     model.config = model.config.with_fields(**fields)
     return model

@@ -1,6 +1,7 @@
 """The command line as a user meets it: what works, and how every mistake is told in one line with exit status 2."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -95,6 +96,9 @@ def test_the_first_images_of_a_folder(folder, tmp_path, capsys):
     ("arguments", "named"),
     [
         (["train", "--set", "roi_opp=pool"], ["roi_opp", "roi_op"]),
+        (["train", "--set", "bogus=1"], ["bogus", "config.py and mrcnn_scratch/schedule.py"]),
+        (["predict", "."], ["is a folder", "give image files"]),
+        (["predict", "x.jpg", "--min-size", "90", "--max-size", "80"], ["--min-size", "90", "--max-size", "80"]),
         (["train", "--set", "roi_op"], ["roi_op", "name=value"]),
         (["train", "--set", "roi_op=crop"], ["roi_op", "crop", "align"]),
         (["train", "--config", "R50"], ["R50", "tiny-fpn"]),
@@ -135,7 +139,7 @@ def test_checkpoints_that_are_none(checkpoint, folder, tmp_path, capsys):
     assert "classes" in refused(capsys, "eval", checkpoint, "--data", "shapes:coco-like", "--images", 2)
 
 
-def test_training_on_faulty_data_is_refused_or_says_what_it_drops(folder, tmp_path, capsys):
+def test_faulty_data_is_refused_or_it_is_said_what_is_dropped(folder, checkpoint, tmp_path, capsys):
     import shutil
 
     faulty = tmp_path / "faulty"
@@ -151,8 +155,13 @@ def test_training_on_faulty_data_is_refused_or_says_what_it_drops(folder, tmp_pa
     assert call("data", "check", faulty) == 1
     listed = capsys.readouterr().out
     assert number in listed and "999" in listed
-    with pytest.warns(UserWarning, match=number):
-        assert call("train", "--data", faulty, "--out", tmp_path / "run", "--drop-faulty", *TINY) == 0
+    for command in (["train", "--out", tmp_path / "run", *TINY], ["eval", checkpoint, "--split", "train"]):
+        capsys.readouterr()
+        assert call(*command, "--data", faulty, "--drop-faulty") == 0
+        told = capsys.readouterr().err
+        assert "mrcnn: " in told and number in told
+        assert "UserWarning" not in told and ".py:" not in told
+    assert "--drop-faulty" in refused(capsys, "eval", checkpoint, "--split", "train", "--data", faulty)
 
 
 def test_a_corrupt_jpeg_is_named_before_anything_is_written(checkpoint, folder, tmp_path, capsys):
@@ -178,7 +187,14 @@ def test_predict_writes_pictures_and_coco_results(checkpoint, tmp_path, capsys):
         assert image.size == (90 * magnified, 50 * magnified)
     results = {kind: json.loads((out / f"results_{kind}.json").read_text()) for kind in ("bbox", "segm", "keypoints")}
     assert [entry["file_name"] for entry in json.loads((out / "images.json").read_text())] == ["wide.png", "grey.png"]
-    assert len(results["bbox"]) == len(results["segm"]) == len(results["keypoints"]) > 0
+    assert len(results["bbox"]) == len(results["segm"]) > 0
+    persons = [row for row in results["bbox"] if row["category_id"] == 1]  # stars and rings have no keypoints
+    assert 0 < len(persons) < len(results["bbox"])
+    assert [row["score"] for row in results["keypoints"]] == [row["score"] for row in persons]
+    assert all(row["category_id"] == 1 for row in results["keypoints"])
+    told = capsys.readouterr()
+    assert all(name in told.out for name in ("results_bbox.json", "results_keypoints.json", "images.json"))
+    assert "ships" not in told.err
     images = [{"id": 1, "width": 90, "height": 50}, {"id": 2, "width": 64, "height": 70}]
     truth = COCO()
     truth.dataset = {"images": images, "annotations": [], "categories": [{"id": i} for i in (1, 4, 7)]}
@@ -187,6 +203,69 @@ def test_predict_writes_pictures_and_coco_results(checkpoint, tmp_path, capsys):
     assert {annotation["category_id"] for annotation in loaded.dataset["annotations"]} <= {1, 4, 7}
     sizes = {annotation["image_id"]: annotation["segmentation"]["size"] for annotation in results["segm"]}
     assert all(sizes[image["id"]] == [image["height"], image["width"]] for image in images if image["id"] in sizes)
+
+
+def test_the_shipped_checkpoint_says_what_it_knows(folder, tmp_path, capsys):
+    photo = min((folder / "images").glob("*.jpg"))
+    assert call("predict", photo, "--out", tmp_path, "--threads", 1) == 0
+    assert "nothing of the real world" in capsys.readouterr().err
+
+
+def test_a_folder_is_no_checkpoint(checkpoint, folder, tmp_path, capsys):
+    run = checkpoint.parent
+    assert f"is a folder: give {checkpoint}" in refused(capsys, "eval", run, "--data", folder)
+    assert f"is a folder: give {checkpoint}" in refused(capsys, "predict", "x.jpg", "--checkpoint", run)
+    assert "give the .safetensors file" in refused(capsys, "eval", tmp_path, "--data", folder)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_file_is_no_folder_for_results(checkpoint, folder, tmp_path, capsys, inside):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    out = file / "in" if inside else file
+    photo = min((folder / "images").glob("*.jpg"))
+    for command in (["train", *TINY], ["predict", photo], ["demo"], ["eval", checkpoint, "--data", folder]):
+        if command[0] == "eval" and not inside:
+            continue  # its --out is a file
+        assert f"--out {file} is a file: name a folder" in refused(capsys, *command, "--out", out)
+    assert "is a file: name a folder" in refused(capsys, "data", "make", out)
+    assert "name a JSON file" in refused(capsys, "eval", checkpoint, "--data", folder, "--out", tmp_path)
+    assert file.read_text() == "mine" and list(tmp_path.iterdir()) == [file]
+
+
+def test_the_table_is_aligned_whatever_the_name():
+    scores = {"AP": 0.5, "AP50": -1.0, "AP75": 0.25}
+    name = "a-very-long-name-of-a-checkpoint.safetensors"
+    lines = cli._table({name: {"box": scores, "keypoints": scores}}).split("\n")
+    assert "0 to 1" in lines[0] and lines[1] == name
+    assert [line.split() for line in lines[2:]] == [[kind, "0.500", "n/a", "0.250"] for kind in ("box", "keypoints")]
+    assert len({len(line) for line in (lines[0], *lines[2:])}) == 1
+
+
+def test_an_earlier_demo_is_replaced_and_it_is_said(tmp_path, capsys, monkeypatch):
+    from mrcnn_scratch import demo
+
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "run_demo", stopped)
+    assert call("demo", "--out", tmp_path) == 130
+    assert "replaced" not in capsys.readouterr().err
+    (tmp_path / "roi_align").mkdir()
+    (tmp_path / "roi_align" / "last.safetensors").touch()
+    assert call("demo", "--out", tmp_path) == 130
+    assert f"{tmp_path} holds an earlier demo: it is replaced (use --resume" in capsys.readouterr().err
+    assert call("demo", "--out", tmp_path, "--resume") == 130
+    assert "replaced" not in capsys.readouterr().err
+
+
+def test_ctrl_c_outside_a_command_is_quiet(capsys, monkeypatch):
+    def stopped(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", stopped)
+    assert call("train") == 130
+    assert capsys.readouterr().err.strip() == "mrcnn: interrupted."
 
 
 def test_two_photos_of_one_name_are_refused(checkpoint, tmp_path, capsys):
@@ -215,7 +294,9 @@ def test_ctrl_c_and_resume_end_with_the_same_weights(folder, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert "resume" in errors
+    assert "the same command with --resume goes on" in errors
+    again = shlex.join(["mrcnn", *command(broken)[3:], "--resume"])
+    assert again in errors.splitlines()[-1]
     stopped = weights.read_checkpoint(broken / "last.safetensors")[1]["step"]
     assert 0 < stopped < 12
     subprocess.run(command(broken, "--resume"), check=True, capture_output=True)

@@ -33,8 +33,7 @@ def read_instances(instances: dict, class_names: list[str], score_threshold: flo
     Args:
         instances: ``boxes (G, 4)`` xyxy pixels and ``labels (G,)``; optionally ``scores (G,)``, ``masks`` (G,
             H, W) or (G, 1, H, W), ``keypoints (G, J, 3)``, ``iscrowd (G,)``.
-        class_names: index = label. Where one is "person", keypoints that were predicted for other classes are
-            left out: the keypoint branch answers for every box, and for a ring it answers nonsense.
+        class_names: index = label; :func:`has_keypoints` says which classes' predicted keypoints are drawn.
         score_threshold: of detections, 0..1.
 
     Raises:
@@ -61,12 +60,24 @@ def read_instances(instances: dict, class_names: list[str], score_threshold: flo
             mask = values["masks"][i].reshape(values["masks"].shape[-2:])
             outline, area = mask_outline(mask), float((mask >= 0.5).sum())
         points = np.zeros((0, 3))
-        if "keypoints" in values and (scores is None or class_names[label] == "person" or "person" not in class_names):
+        if "keypoints" in values and (scores is None or has_keypoints(label, class_names)):
             points = values["keypoints"][i].copy()
             if scores is not None:  # the third number of a detection is 1 throughout and says nothing
                 points[:, 2] = 2
         found.append(Instance(label, tag, box, outline, area, points, crowd))
     return found
+
+
+def has_keypoints(label: int, class_names: list[str]) -> bool:
+    """Whether a class's predicted keypoints mean anything: "person"'s alone, or every class's where none is "person".
+
+    The keypoint branch answers for every box, and for a ring it answers nonsense.
+
+    Args:
+        label: a class, 1 or more.
+        class_names: index = label.
+    """
+    return "person" not in class_names or class_names[label] == "person"
 
 
 def mask_outline(mask: np.ndarray) -> Path | None:

@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from ..config import ModelConfig
 from ..model import MaskRCNN
-from .instances import draw_instances
+from .instances import draw_instances, has_keypoints
 from .stages import Stages, run_stages
 from .style import INK, MUTED, PALETTE, array, frame, label_colour, show_array, show_image, styled
 
@@ -217,7 +217,7 @@ def _draw_heatmap(cell: SubFigure, stages: Stages, context: dict) -> None:
         for index, (label, score) in enumerate(
             zip(detection["labels"].tolist(), detection["scores"].tolist(), strict=True)
         )
-        if score >= context["score_threshold"] and (names[label] == "person" or "person" not in names)
+        if score >= context["score_threshold"] and has_keypoints(label, names)
     ]
     if not people:
         return _nothing(cell, "no person is found here")
