@@ -235,7 +235,7 @@ def demo_figures(out: Path, metrics: dict, dataset: ShapesDataset) -> list[tuple
         ),
         (
             "RoIAlign and RoIPool on the same objects",
-            "The largest object of each image. Pixels that only one side has show where a mask misses.",
+            "The largest object of each of the first images, whichever model does better on it; the table above has all.",
             compare_ops(samples[:4], detections["roi_align"][:4], detections["roi_pool"][:4], ("RoIAlign", "RoIPool")),
         ),
         (
@@ -243,7 +243,7 @@ def demo_figures(out: Path, metrics: dict, dataset: ShapesDataset) -> list[tuple
             "The paper's signature: the operations differ little at IoU 0.5 and more the stricter the match.",
             ap_against_iou(ap_panels(metrics)),
         ),
-        ("The losses", "Every loss of both runs, which saw the same images in the same order.", loss_curves(logs)),
+        ("The losses", "Both runs saw the same images in the same order. A keypoint loss of 0 is a batch without a person.", loss_curves(logs)),
     ]
 
 
