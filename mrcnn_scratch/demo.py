@@ -142,7 +142,7 @@ def _run_arms(out: Path, config: DemoConfig, datasets, resume: bool, progress: b
     except KeyboardInterrupt:  # Ctrl-C reaches the workers too: wait for their checkpoints
         for worker in workers.values():
             worker.join(timeout=60)
-        raise KeyboardInterrupt(f"both runs are saved in {out}: {RESUME_COMMAND}") from None
+        raise KeyboardInterrupt(f"the runs keep their last checkpoints in {out}: {RESUME_COMMAND}") from None
     finally:
         for worker in workers.values():
             if worker.is_alive():
@@ -235,7 +235,8 @@ def demo_figures(out: Path, metrics: dict, dataset: ShapesDataset) -> list[tuple
         ),
         (
             "RoIAlign and RoIPool on the same objects",
-            "The largest object of each of the first images, whichever model does better on it; the table above has all.",
+            "The largest object of each of the first images, whichever model does better on it; "
+            "the table above has all.",
             compare_ops(samples[:4], detections["roi_align"][:4], detections["roi_pool"][:4], ("RoIAlign", "RoIPool")),
         ),
         (
@@ -243,7 +244,11 @@ def demo_figures(out: Path, metrics: dict, dataset: ShapesDataset) -> list[tuple
             "The paper's signature: the operations differ little at IoU 0.5 and more the stricter the match.",
             ap_against_iou(ap_panels(metrics)),
         ),
-        ("The losses", "Both runs saw the same images in the same order. A keypoint loss of 0 is a batch without a person.", loss_curves(logs)),
+        (
+            "The losses",
+            "Both runs saw the same images in the same order. A keypoint loss of 0 is a batch without a person.",
+            loss_curves(logs),
+        ),
     ]
 
 
