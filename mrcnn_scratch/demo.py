@@ -138,7 +138,10 @@ def _run_arms(out: Path, config: DemoConfig, datasets, resume: bool, progress: b
     for worker in workers.values():
         worker.start()
     try:
-        return _follow(workers, messages, config.train.steps, progress)
+        results = _follow(workers, messages, config.train.steps, progress)
+        for worker in workers.values():  # they have answered: let them end by themselves and give back what they hold
+            worker.join(timeout=30)
+        return results
     except KeyboardInterrupt:  # Ctrl-C reaches the workers too: wait for their checkpoints
         for worker in workers.values():
             worker.join(timeout=60)
