@@ -6,9 +6,8 @@
 | RoIWarp (MNC; Mask R-CNN, section 3) | rounded to cells | exact | bilinear samples |
 | RoIAlign (Mask R-CNN, section 3) | exact | exact | bilinear samples |
 
-Backends: "reference" (plain loops, to be read), "torch" (vectorised, any device), "numba" (compiled, CPU).
-After the compiled backend has run with several threads, a forked process must stay at one, as the workers of a
-DataLoader do by themselves: see `_numba.py`.
+Backends: "reference" (plain loops, to be read), "torch" (vectorised, any device), "numba" (compiled, CPU), "cuda"
+(compiled, NVIDIA GPU). "auto" takes the compiled one of the device, and torch where there is none.
 """
 
 import functools
@@ -18,7 +17,15 @@ import torch
 from torch import Tensor
 
 from . import vectorized
-from ._validate import as_output_size, as_rows, check_boxes, check_features, check_scale
+from ._validate import (
+    as_output_size,
+    as_rows,
+    check_boxes,
+    check_choice,
+    check_features,
+    check_sampling_ratio,
+    check_scale,
+)
 
 __all__ = ["roi_align", "roi_pool", "roi_warp"]
 
@@ -32,6 +39,7 @@ def roi_align(
     aligned: bool = True,
     reduce: str = "mean",
     backend: str = "auto",
+    box_gradients: bool = False,
 ) -> Tensor:
     """Sample each RoI bilinearly at exact places, and average the samples of each bin (Mask R-CNN, section 3).
 
@@ -45,20 +53,24 @@ def roi_align(
     Args:
         features: (N, C, H, W) float, the map to read from.
         boxes: (R, 5) float32 or float64 [batch index, x1, y1, x2, y2], or a list of N (R_i, 4), in image pixels;
-            continuous: pixel i covers [i, i + 1). They receive no gradient. Filter empty boxes first: one with
-            x2 < x1 is sampled mirrored.
+            continuous: pixel i covers [i, i + 1). Filter empty boxes first: one with x2 < x1 is sampled mirrored.
         output_size: h = w, or (h, w): bins.
         spatial_scale: cells per image pixel, 1 / stride.
         sampling_ratio: samples per bin and axis; 0 or less: adaptive, ceil(RoI size in cells / bins) for each RoI.
         aligned: True reads the continuous coordinate x at index x - 0.5, since cell 0's centre lies at 0.5. False is
             the convention before Detectron2 (torchvision's default): no shift, and RoIs at least one cell large.
         reduce: "mean" or "max" of a bin's samples.
-        backend: "auto" (numba on a CPU, torch elsewhere), "reference", "torch" or "numba".
-    Returns: (R, C, h, w) in the features' dtype.
-    Raises: ValueError for any argument that is not as above.
+        backend: "auto" (numba on a CPU, cuda on an NVIDIA GPU, else torch), "reference", "torch", "numba" or "cuda".
+        box_gradients: let the boxes' corners receive a gradient too. The paper does not ("approximate joint training",
+            Faster R-CNN, section 3.2), so False. Where a sample crosses from one cell to the next the value has a
+            kink, there the gradient is the right-hand one; adaptive counts are taken as constants.
+    Returns: (R, C, h, w) in the features' dtype and layout (plain or channels_last).
+    Raises: ValueError for any argument that is not as above; RuntimeError for a backend that this machine has not. On a
+        GPU with backend "cuda" the values in boxes are not checked, since that would wait for the device: a RoI
+        with a batch index out of range comes out as NaN.
     """
-    convention = "aligned" if aligned else "legacy"
-    return _align(features, boxes, output_size, spatial_scale, sampling_ratio, convention, reduce, backend)
+    options = "aligned" if aligned else "legacy", reduce, backend, box_gradients
+    return _align(features, boxes, output_size, spatial_scale, sampling_ratio, *options)
 
 
 def roi_warp(
@@ -69,6 +81,8 @@ def roi_warp(
     sampling_ratio: int = 2,
     reduce: str = "mean",
     backend: str = "auto",
+    sampler: str = "align",
+    box_gradients: bool = False,
 ) -> Tensor:
     """RoIAlign's sampling of the cells that RoIPool would pool: quantised corners, bilinear values.
 
@@ -83,12 +97,19 @@ def roi_warp(
     numbers: RoIPool reads the corners 2 and 5 as the names of cells, and pools the cells 2, 3, 4, 5, where RoIAlign
     reads [2, 5). That widening by a cell is a part of RoIPool's quantisation, so RoIWarp has it too.
 
-    MNC's own layer takes one sample at each bin's top left corner and lets boxes have gradients; this one does
-    neither, or Table 2c would compare three things at once.
+    `sampler="mnc"` is the layer as MNC coded it instead: cell `start` is where sampling begins, not half a cell before
+    it, and each of a bin's sampling_ratio x sampling_ratio parts is read at its top left corner; a sample half a
+    cell or more off the map counts as 0. MNC's layer is sampling_ratio=1; its warping to twice the size followed by
+    max pooling is sampling_ratio=2, reduce="max".
 
-    Arguments, result and errors: as in `roi_align`. A shift of a box that crosses no rounding edge changes nothing.
+    With box_gradients, which are MNC's point, rounding is passed straight through: the corners receive the gradient of
+    the rounded region's corners, as in MNC.
+
+    Other arguments, result and errors: as in `roi_align`. A shift of a box that crosses no rounding edge changes nothing.
     """
-    return _align(features, boxes, output_size, spatial_scale, sampling_ratio, "warp", reduce, backend)
+    check_choice("sampler", sampler, ("align", "mnc"))
+    options = "warp" if sampler == "align" else "mnc", reduce, backend, box_gradients
+    return _align(features, boxes, output_size, spatial_scale, sampling_ratio, *options)
 
 
 def roi_pool(
@@ -102,12 +123,13 @@ def roi_pool(
 
     Corners are rounded, halves away from zero, and both belong to the RoI: x from 1 to 3 is 3 cells wide. In 2 bins,
     these 1.5 cells wide, the first takes floor(0) to ceil(1.5), the second floor(1.5) to ceil(3): both hold the
-    middle cell. A bin without cells, off the map, gives 0 and has no gradient.
+    middle cell. A bin without cells, off the map, gives 0 and has no gradient. Boxes have none: a maximum of whole
+    cells does not follow its corners.
 
     Arguments, result and errors: as in `roi_align`.
     """
     features, rows, size, scale = _arguments(features, boxes, output_size, spatial_scale)
-    chosen, x, rows = _choose(features, rows, backend)
+    chosen, x, rows = _choose(features, rows.detach(), backend)
     if chosen == "torch":
         out = vectorized.roi_pool(x, rows, size, scale)
     else:
@@ -117,13 +139,13 @@ def roi_pool(
     return out.to(features.dtype)
 
 
-def _align(features, boxes, output_size, spatial_scale, sampling_ratio, convention, reduce, backend) -> Tensor:
+def _align(
+    features, boxes, output_size, spatial_scale, sampling_ratio, convention, reduce, backend, box_gradients
+) -> Tensor:
     features, rows, size, scale = _arguments(features, boxes, output_size, spatial_scale)
-    if reduce not in ("mean", "max"):
-        raise ValueError(f'reduce must be "mean" or "max", got {reduce!r}')
-    if not isinstance(sampling_ratio, int):
-        raise ValueError(f"sampling_ratio must be a whole number (0: adaptive), got {sampling_ratio!r}")
-    chosen, x, rows = _choose(features, rows, backend)
+    check_choice("reduce", reduce, ("mean", "max"))
+    check_sampling_ratio(sampling_ratio)
+    chosen, x, rows = _choose(features, rows if box_gradients else rows.detach(), backend)
     if chosen == "torch":
         out = vectorized.roi_align(x, rows, size, scale, sampling_ratio, convention, reduce)
     else:
@@ -141,16 +163,22 @@ def _arguments(features, boxes, output_size, spatial_scale):
 
 def _choose(features: Tensor, boxes: Tensor, backend: str) -> tuple[str, Tensor, Tensor]:
     """The backend to run, and features and boxes in the precision it computes in: never below float32."""
-    if backend == "cuda":
-        raise ValueError('backend "cuda": the CUDA kernels are not part of this version; use "torch" on the GPU')
-    if backend not in ("auto", "reference", "torch", "numba"):
-        raise ValueError(f'backend must be "auto", "reference", "torch" or "numba", got {backend!r}')
+    check_choice("backend", backend, ("auto", "reference", "torch", "numba", "cuda"))
+    device = features.device.type
     if backend == "auto":
-        backend = "numba" if features.device.type == "cpu" and _numba_works() else "torch"
-    elif backend != "torch" and features.device.type != "cpu":
-        raise ValueError(f'backend "{backend}" runs on the CPU, features lie on {features.device}: use "torch"')
+        compiled = {"cpu": "numba", "cuda": "cuda"}.get(device)
+        backend = compiled if compiled and not _missing(compiled) else "torch"
+    elif backend != "torch":
+        needed = "cuda" if backend == "cuda" else "cpu"
+        if device != needed:
+            raise ValueError(
+                f'backend "{backend}" computes on {needed} tensors, features lie on {features.device}: '
+                'move them, or use backend="torch", which runs on any device'
+            )
+        if reason := backend in ("numba", "cuda") and _missing(backend, warn=False):
+            raise RuntimeError(f'backend "{backend}" is not available: {reason}; backend="torch" always is')
     dtype = features.dtype if features.dtype == torch.float64 else torch.float32
-    boxes = boxes.detach().to(dtype)
+    boxes = boxes.to(dtype)
     if backend == "torch" and not torch.compiler.is_compiling():
         check_boxes(boxes, features.shape[0])
     return backend, features.to(dtype), boxes
@@ -158,10 +186,18 @@ def _choose(features: Tensor, boxes: Tensor, backend: str) -> tuple[str, Tensor,
 
 @torch.compiler.assume_constant_result
 @functools.cache
-def _numba_works() -> bool:
+def _missing(backend: str, warn: bool = True) -> str:
+    """Why a compiled backend cannot be used here, "" if it can; says so once where the choice was ours."""
     try:
-        from . import numba_cpu  # noqa: F401
-    except ImportError as error:
-        warnings.warn(f"numba cannot be imported ({error}): RoI ops on the CPU fall back to torch", stacklevel=4)
-        return False
-    return True
+        if backend == "numba":
+            from . import numba_cpu  # noqa: F401
+        else:
+            from . import numba_cuda
+
+            numba_cuda.check_available()
+    except (ImportError, RuntimeError) as error:
+        reason = str(error)
+        if warn:
+            warnings.warn(f"RoI ops fall back to torch, backend {backend!r} is missing: {reason}", stacklevel=5)
+        return reason
+    return ""

@@ -74,3 +74,13 @@ def check_scale(spatial_scale: float) -> float:
     if not 0 < float(spatial_scale) < float("inf"):
         raise ValueError(f"spatial_scale must be positive, got {spatial_scale}; at stride 16 it is 1 / 16")
     return float(spatial_scale)
+
+
+def check_choice(name: str, value, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_sampling_ratio(sampling_ratio: int) -> None:
+    if not isinstance(sampling_ratio, int) or isinstance(sampling_ratio, bool):
+        raise ValueError(f"sampling_ratio must be a whole number (0: adaptive), got {sampling_ratio!r}")
