@@ -1,0 +1,93 @@
+"""How this package compiles CUDA kernels with Numba and starts them on torch's stream, without a copy or a host sync.
+
+Imported only when a CUDA kernel is wanted. With NUMBA_ENABLE_CUDASIM=1, set before Numba is imported, the same kernels
+run in Numba's simulator on CPU tensors: slowly, in threads of Python, for the whole process.
+
+A kernel's file must say `from numba import cuda`: under that name the simulator swaps its own module in.
+"""
+
+import functools
+from importlib.util import find_spec
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+if not hasattr(np, "row_stack"):
+    np.row_stack = np.vstack  # numba-cuda 0.30 asks for it on import, NumPy 2.5 no longer has it
+
+from numba import cuda  # noqa: E402
+
+SIMULATED = bool(numba.config.ENABLE_CUDASIM)
+INSTALL = 'pip install "mrcnn_scratch[cuda]"'
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Why CUDA kernels cannot run in this process, in words for an error or a warning; None if they can."""
+    if SIMULATED:
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if find_spec("numba_cuda") is None:
+        return f"numba-cuda is not installed: {INSTALL}"
+    try:
+        cuda.current_context()
+        cuda.compile_ptx(_nothing, (), cc=(9, 0))
+    except Exception as error:  # a driver, libnvvm or libnvrtc that is not found: each raises a type of its own
+        return f"numba-cuda does not work here ({error}): {INSTALL}, or point CUDA_HOME at a CUDA toolkit"
+    return None
+
+
+def require() -> None:
+    """Raise RuntimeError with the reason and the remedy where CUDA kernels cannot run."""
+    if reason := why_not():
+        raise RuntimeError(f"the CUDA kernels cannot run: {reason}")
+
+
+def device(function):
+    """Decorate what kernels call. Inlined when compiled; plain Python in the simulator, whose wrapper is slow."""
+    if SIMULATED:
+        return function
+    inline = {"forceinline": True} if find_spec("numba_cuda") else {}  # Numba's built-in target has no such option
+    return cuda.jit(device=True, **inline)(function)
+
+
+def compiled(function, signature: tuple):
+    """The kernel `function`, compiled at once for argument types `signature` and for whatever GPU it is started on."""
+    require()
+    return cuda.jit(signature)(function)
+
+
+def launch(kernel, blocks: int, threads: int, *arguments) -> None:
+    """Start a kernel of `compiled` on the current stream of the tensors' device; returns before it has run.
+
+    Args:
+        blocks, threads: a one-dimensional grid; no blocks: nothing happens.
+        arguments: contiguous tensors on one device (on the CPU in the simulator), and numbers.
+    """
+    if blocks == 0:
+        return
+    if SIMULATED:
+        kernel[blocks, threads](*(a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments))
+        return
+    place = next(a.device for a in arguments if isinstance(a, Tensor))
+    with torch.cuda.device(place):
+        stream = _stream(place.index, torch.cuda.current_stream(place).cuda_stream)
+        kernel[blocks, threads, stream](*map(_argument, arguments))
+
+
+@functools.cache
+def _stream(device_index: int, pointer: int):
+    """Numba's handle of torch's stream: 17 us to make, so it is made once. torch never destroys its own streams."""
+    return cuda.external_stream(pointer)
+
+
+def _argument(a):
+    # detached, or torch refuses to name its memory; sync=False: both sides are on the same stream
+    return cuda.as_cuda_array(a.detach(), sync=False) if isinstance(a, Tensor) else a
+
+
+def _nothing():
+    pass
