@@ -14,14 +14,13 @@ Tensors must be on the CPU, float32 or float64, and boxes valid: `roi_ops` sees 
 a range of work and two drivers: Numba's cache cannot tell a serial from a parallel variant of one function.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..._numba import run
 from . import align, align_max, pool
 from .geometry import place, touched_rows, visiting_order
-from .layout import channel_runs, is_channels_last, laid_out, new, rows, to_planes, to_rows, whole
+from .layout import channel_runs, is_channels_last, laid_out, new, rows, scratch, to_planes, to_rows, whole
 
 
 def _pooled(kernel, features, output_size, order, touched, dtypes, arguments) -> list[Tensor]:
@@ -39,9 +38,9 @@ def _pooled(kernel, features, output_size, order, touched, dtypes, arguments) ->
     N, _, P = planes.shape
     for run_ in channel_runs(C, max(N * P, R * h * w), planes.itemsize):
         width = run_.stop - run_.start
-        table = np.empty((N, P, width), planes.dtype)
+        table = scratch((N, P, width), planes.dtype)
         to_rows(planes[:, run_], table, *touched)
-        tiles = [np.empty((R, h * w, width), result.numpy().dtype) for result in results]
+        tiles = [scratch((R, h * w, width), result.numpy().dtype) for result in results]
         run(*kernel, R * width * h * w, table, *arguments, order, *tiles)
         for tile, result in zip(tiles, results, strict=True):
             to_planes(tile, result.flatten(2).numpy()[:, run_], *whole(tile))
@@ -63,20 +62,20 @@ def roi_align_backward(grad, boxes, shape, spatial_scale, sampling_ratio, conven
     (N, C, H, W), bins = shape, tuple(grad.shape[2:])
     places = place(boxes, bins, spatial_scale, sampling_ratio, convention)
     bands = min(H, max(1, -(-4 * torch.get_num_threads() // max(N, 1))))
-    out = new(shape, grad.dtype, channels_last, zero=True)
+    out = new(shape, grad.dtype, channels_last)
     grad = laid_out(grad, channels_last)
     kernel = align.backward_serial, align.backward_parallel
     if channels_last:
         run(*kernel, grad.numel(), rows(grad), (H, W), places, bins, rows(out), bands)
         return out
-    touched = touched_rows(places, bins, (H, W), N)
     planes, target = grad.flatten(2).numpy(), out.flatten(2).numpy()
     for run_ in channel_runs(C, max(N * H * W, planes.shape[0] * planes.shape[2]), planes.itemsize):
         width = run_.stop - run_.start
-        tile, table = np.empty((len(planes), planes.shape[2], width), planes.dtype), np.zeros((N, H * W, width), planes.dtype)
+        tile = scratch((len(planes), planes.shape[2], width), planes.dtype)
+        table = scratch((N, H * W, width), planes.dtype)
         to_rows(planes[:, run_], tile, *whole(tile))
         run(*kernel, tile.size, tile, (H, W), places, bins, table, bands)
-        to_planes(table, target[:, run_], *touched)
+        to_planes(table, target[:, run_], *whole(table))
     return out
 
 
@@ -103,7 +102,7 @@ def roi_align_max_forward(features, boxes, output_size, spatial_scale, sampling_
 
 def _scattered(kernel, grad, winner, shape, channels_last, arguments) -> Tensor:
     """Run a backward kernel that sends each output's gradient to its winner."""
-    out = new(shape, grad.dtype, channels_last, zero=True)
+    out = new(shape, grad.dtype, channels_last).zero_()
     planes = (laid_out(x, channels_last).flatten(2).numpy() for x in (grad, winner))  # views: (R, C, h*w), either layout
     run_length = 16 if channels_last else 1  # threads must not share a cache line
     run(*kernel, grad.numel(), *planes, *arguments, out.flatten(2).numpy(), run_length)

@@ -90,8 +90,9 @@ def _spread_row(grad, nx, xindex, xweights, line):
 
 @compiled(fastmath=FASTMATH)
 def _backward_band(grad, size, places, bins, table, n, top, bottom):
-    """Add to rows top..bottom-1 of image n, table (N, H*W, C), what its RoIs contribute. grad (R, h*w, C)."""
+    """Rows top..bottom-1 of image n, table (N, H*W, C): zero, and what its RoIs contribute. grad (R, h*w, C)."""
     (H, W), (h, w), (batch, start, bin_size, grid, _, _) = size, bins, places
+    table[n, top * W : bottom * W] = 0
     most = largest_grid(grid)
     ny, yindex, yweights, ycells = entry_arrays(table, h, most)
     nx, xindex, xweights, xcells = entry_arrays(table, w, most)

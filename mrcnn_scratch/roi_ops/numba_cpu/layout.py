@@ -1,14 +1,19 @@
-"""Memory: channels-last tables, fresh arrays that cost few page faults, and the order in which RoIs are visited."""
+"""Layouts: plain NCHW and channels_last tensors as tables with a row of channels per place, and transposes between them."""
+
+import math
 
 import numpy as np
 import torch
-from numba import prange
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import intrinsic
 from torch import Tensor
 
 from ..._numba import compiled, run
+from .memory import take
 
-SQUARE = 16  # a cache line of float32, and a power of two that no cache minds
-RUN_BYTES = 16 << 20  # what a run of channels may take: stays in the cache, and malloc hands it out again and again
+LANES = 16  # a cache line of float32
+RUN_BYTES = 32 << 20  # what the scratch of one run of channels may take: about a cache
 NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.int32: np.int32}
 
 
@@ -17,15 +22,15 @@ def is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def new(shape: tuple[int, int, int, int], dtype: torch.dtype, channels_last: bool, zero: bool = False) -> Tensor:
-    """A tensor of (N, C, H, W) in either layout, in NumPy's memory.
-
-    NumPy asks the system for huge pages, torch does not: the first write to 69 MB of 4 KB pages took 80 ms where the
-    kernel itself takes 15. And zeros come from pages that the system has cleared, so nothing is written twice.
-    """
+def new(shape: tuple[int, int, int, int], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """An uninitialised tensor of (N, C, H, W) in either layout."""
     N, C, H, W = shape
-    flat = torch.from_numpy((np.zeros if zero else np.empty)(N * C * H * W, NUMPY[dtype]))
+    flat = torch.from_numpy(take(N * C * H * W, NUMPY[dtype]))
     return flat.view(N, H, W, C).permute(0, 3, 1, 2) if channels_last else flat.view(N, C, H, W)
+
+
+def scratch(shape: tuple[int, int, int], dtype) -> np.ndarray:
+    return take(math.prod(shape), dtype).reshape(shape)
 
 
 def rows(x: Tensor) -> np.ndarray:
@@ -39,77 +44,101 @@ def laid_out(x: Tensor, channels_last: bool) -> Tensor:
 
 
 def channel_runs(C: int, values_per_channel: int, itemsize: int) -> list[slice]:
-    """Channels in runs whose scratch arrays fit `RUN_BYTES`; whole cache lines of them."""
-    fit = RUN_BYTES // max(1, values_per_channel * itemsize)
-    run_length = C if fit >= C else max(SQUARE, fit // SQUARE * SQUARE)
-    return [slice(c, min(c + run_length, C)) for c in range(0, C, run_length)]
+    """Channels in equal runs, whole cache lines of them, whose scratch arrays fit `RUN_BYTES`."""
+    fit = max(1, RUN_BYTES // max(1, values_per_channel * itemsize))
+    length = -(-C // -(-C // fit)) if C else 1  # of the fewest runs that fit
+    length = C if length >= C else -(-length // LANES) * LANES
+    return [slice(c, min(c + length, C)) for c in range(0, C, max(1, length))]
 
 
-# ---- (A, B) -> (B, A), in squares that stay in the cache: rows a power of two apart would evict each other
+# ---- transposes, in blocks of LANES x LANES
+
+
+@intrinsic
+def _transpose_block(typing_context, source, target):
+    """target[i, j] = source[j, i] of (LANES, LANES) arrays, in SIMD registers: three times faster than element by element.
+
+    log2(LANES) rounds; round d exchanges, between rows k and k + d, the halves of each 2d x 2d square that lie off its
+    diagonal.
+    """
+
+    def generate(context, builder, signature, arguments):
+        arrays = [context.make_array(t)(context, builder, a) for t, a in zip(signature.args, arguments, strict=True)]
+        element = context.get_data_type(signature.args[0].dtype)
+        vector, size = ir.VectorType(element, LANES), context.get_abi_sizeof(element)
+
+        def row(array, k):  # rows are contiguous, and `strides[0]` bytes apart
+            step = builder.extract_value(array.strides, 0)
+            place = builder.add(builder.ptrtoint(array.data, step.type), builder.mul(step, step.type(k)))
+            return builder.inttoptr(place, vector.as_pointer())
+
+        rows = [builder.load(row(arrays[0], k), align=size) for k in range(LANES)]
+        for d in (LANES >> s for s in range(1, LANES.bit_length())):
+            lanes, mask = range(LANES), ir.VectorType(ir.IntType(32), LANES)
+            low = mask([lane if not lane & d else LANES + (lane ^ d) for lane in lanes])
+            high = mask([lane | d if not lane & d else LANES + lane for lane in lanes])
+            for k in (k for k in lanes if not k & d):
+                a, b = rows[k], rows[k + d]
+                rows[k], rows[k + d] = builder.shuffle_vector(a, b, low), builder.shuffle_vector(a, b, high)
+        for k in range(LANES):
+            builder.store(rows[k], row(arrays[1], k), align=size)
+        return context.get_dummy_value()
+
+    return types.void(source, target), generate
 
 
 @compiled
-def _to_rows(source, target, first, last):
-    """source (C, P), target (P, C): the places first..last-1 of every channel."""
-    C = source.shape[0]
-    for i in range(first, last, SQUARE):
-        for j in range(0, C, SQUARE):
-            for place in range(i, min(i + SQUARE, last)):
-                for c in range(j, min(j + SQUARE, C)):
-                    target[place, c] = source[c, place]
+def _transpose(source, target):
+    """target (P, C) = source (C, P), transposed; the rows of both are contiguous."""
+    C, P = source.shape
+    channels, places = C // LANES * LANES, P // LANES * LANES
+    for i in range(0, places, LANES):
+        for j in range(0, channels, LANES):
+            _transpose_block(source[j : j + LANES, i : i + LANES], target[i : i + LANES, j : j + LANES])
+    for i in range(P):  # what fills no block
+        for c in range(channels if i < places else 0, C):
+            target[i, c] = source[c, i]
 
 
 @compiled
-def _to_planes(source, target, first, last):
-    """source (P, C), target (C, P): the places first..last-1 of every channel."""
-    C = target.shape[0]
-    for j in range(0, C, SQUARE):
-        for i in range(first, last, SQUARE):
-            for c in range(j, min(j + SQUARE, C)):
-                for place in range(i, min(i + SQUARE, last)):
-                    target[c, place] = source[place, c]
+def _transpose_part(source, target, along_source, first, last, k, pieces):
+    """Piece k of a transpose of the places first..last-1, which are the columns of the source or those of the target."""
+    length = last - first
+    low = first + length * k // pieces // LANES * LANES
+    high = first + length * (k + 1) // pieces // LANES * LANES if k + 1 < pieces else last
+    if along_source:
+        _transpose(source[:, low:high], target[low:high])
+    else:
+        _transpose(source[low:high], target[:, low:high])
 
 
 @compiled
-def _rows_serial(source, target, first, last):
+def _transpose_serial(source, target, along_source, first, last, pieces):
     for n in range(len(source)):
-        _to_rows(source[n], target[n], first[n], last[n])
+        _transpose_part(source[n], target[n], along_source, first[n], last[n], 0, 1)
 
 
 @compiled(parallel=True)
-def _rows_parallel(source, target, first, last):
-    pieces = 16  # of every image, so that one image feeds all threads
+def _transpose_parallel(source, target, along_source, first, last, pieces):
     for task in prange(len(source) * pieces):
         n, k = task // pieces, task % pieces
-        length = last[n] - first[n]
-        low, high = first[n] + length * k // pieces, first[n] + length * (k + 1) // pieces
-        _to_rows(source[n], target[n], low, high)
+        _transpose_part(source[n], target[n], along_source, first[n], last[n], k, pieces)
 
 
-@compiled
-def _planes_serial(source, target, first, last):
-    for n in range(len(source)):
-        _to_planes(source[n], target[n], first[n], last[n])
-
-
-@compiled(parallel=True)
-def _planes_parallel(source, target, first, last):
-    pieces = 16
-    for task in prange(len(source) * pieces):
-        n, k = task // pieces, task % pieces
-        length = last[n] - first[n]
-        low, high = first[n] + length * k // pieces, first[n] + length * (k + 1) // pieces
-        _to_planes(source[n], target[n], low, high)
+def _transpose_all(source, target, along_source, first, last) -> None:
+    pieces = max(1, 32 // max(1, len(source)))  # so that one image feeds all threads
+    arguments = source, target, along_source, first, last, pieces
+    run(_transpose_serial, _transpose_parallel, target.size, *arguments)
 
 
 def to_rows(source: np.ndarray, target: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
-    """target (N, P, C)[n, first[n]:last[n]] = source (N, C, P), transposed."""
-    run(_rows_serial, _rows_parallel, target.size, source, target, first, last)
+    """target (N, P, C)[n, first[n]:last[n]] = source (N, C, P)[n, :, first[n]:last[n]], transposed."""
+    _transpose_all(source, target, True, first, last)
 
 
 def to_planes(source: np.ndarray, target: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
-    """target (N, C, P)[n, :, first[n]:last[n]] = source (N, P, C), transposed."""
-    run(_planes_serial, _planes_parallel, target.size, source, target, first, last)
+    """target (N, C, P)[n, :, first[n]:last[n]] = source (N, P, C)[n, first[n]:last[n]], transposed."""
+    _transpose_all(source, target, False, first, last)
 
 
 def whole(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
