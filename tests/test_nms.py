@@ -1,6 +1,8 @@
-"""NMS: hand numbers, a brute-force loop, torchvision, ties, classes."""
+"""NMS: hand numbers, the definition, torchvision, ties, groups, and boxes at the edge of what a grid cell can see."""
 
 import importlib
+import sys
+import warnings
 
 import pytest
 import torch
@@ -8,9 +10,12 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mrcnn_scratch
 from mrcnn_scratch.nms import batched_nms, nms
 
 module = importlib.import_module("mrcnn_scratch.nms")  # `mrcnn_scratch.nms` is the function
+BACKENDS = ("reference", "torch", "numba")  # cuda: test_nms_cuda.py
+SCALES = (1e-22, 1e-3, 1.0, 1e3, 1e18, 1e25)  # in float32, areas that lose digits, and areas beyond what it can hold
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -31,30 +36,63 @@ def brute_force(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> 
     return kept
 
 
-def both_paths(boxes, scores, threshold) -> torch.Tensor:
-    """The compiled and the torch sweep must agree; returns what they say."""
-    order = scores.argsort(descending=True, stable=True)
-    slow = order[module._sweep_torch(boxes[order], threshold)]
-    fast = nms(boxes, scores, threshold)
-    assert torch.equal(fast, slow)
-    return fast
+def all_backends(boxes, scores, threshold, idxs=None) -> torch.Tensor:
+    """What every backend says, which must be the same."""
+    answers = [
+        nms(boxes, scores, threshold, name) if idxs is None else batched_nms(boxes, scores, idxs, threshold, name)
+        for name in BACKENDS
+    ]
+    for name, answer in zip(BACKENDS, answers, strict=True):
+        assert answer.dtype == torch.int64 and answer.tolist() == answers[0].tolist(), name
+    return answers[0]
 
 
-def random_boxes(seed: int, R: int, dtype=torch.float32):
-    """Boxes on a coarse grid, so that many coincide and touch; scores with ties."""
-    g = torch.Generator().manual_seed(seed)
-    low = torch.randint(0, 12, (R, 2), generator=g)
-    boxes = torch.cat([low, low + torch.randint(0, 8, (R, 2), generator=g)], dim=1).to(dtype)
-    boxes[::3] += torch.rand(boxes[::3].shape, generator=g)
-    return boxes, torch.randint(0, 10, (R,), generator=g).to(dtype) / 10
+def peer(boxes, scores, threshold, idxs=None) -> torch.Tensor:
+    """torchvision's compiled op, on the CPU for float32 and float64 only, and group by group if there are groups."""
+    if boxes.dtype not in (torch.float32, torch.float64):
+        boxes, scores = boxes.float(), scores.float()
+    groups = torch.zeros(len(boxes)) if idxs is None else idxs
+    members = [(groups == name).nonzero()[:, 0] for name in groups.unique()]
+    kept = [own[torchvision.ops.nms(boxes[own], scores[own].to(boxes.dtype), threshold)] for own in members]
+    kept = torch.cat([torch.zeros(0, dtype=torch.int64), *kept]).sort().values
+    return kept[scores[kept].argsort(descending=True, stable=True)]
+
+
+@st.composite
+def some_boxes(draw, most=40):
+    """On a coarse grid, so that many coincide, touch, or hold each other; some are degenerate or inverted."""
+    corner, size = st.integers(-9, 9), st.integers(-1, 6)
+    rows = draw(st.lists(st.tuples(corner, corner, size, size, st.booleans(), st.integers(-3, 3)), max_size=most))
+    boxes = torch.tensor([(x, y, x + w, y + h) for x, y, w, h, _, _ in rows], dtype=torch.float64).view(-1, 4)
+    moved = torch.rand(boxes.shape, generator=torch.Generator().manual_seed(len(rows)))
+    boxes += moved * torch.tensor([m for *_, m, _ in rows]).view(-1, 1)
+    return boxes, torch.tensor([s for *_, s in rows], dtype=torch.float64) / 3
+
+
+def scattered(R: int, kind: str, dtype=torch.float32):
+    g = torch.Generator().manual_seed(R)
+    if kind == "uniform":
+        low = torch.rand(R, 2, generator=g) * 1000
+        size = 10 + torch.rand(R, 2, generator=g) * 200
+    elif kind == "clustered":  # twenty detections of each object
+        low = (torch.rand(R // 20, 2, generator=g) * 1000).repeat_interleave(20, 0)
+        low = low + torch.randn(low.shape, generator=g) * 6
+        size = (30 + torch.rand(R // 20, 2, generator=g) * 150).repeat_interleave(20, 0)
+        size = size * (1 + 0.1 * torch.randn(size.shape, generator=g)).clamp(0.5, 2)
+    else:  # of all sizes, thin and flat, and one far away
+        low = torch.randn(R, 2, generator=g) * 300
+        size = torch.exp(torch.rand(R, 2, generator=g) * 7)
+        low[0] = 1e6
+    boxes = torch.cat([low, low + size], dim=1).to(dtype)
+    return boxes, torch.randint(0, 3 * R, (len(boxes),), generator=g) / (3.0 * R)
 
 
 def test_by_hand():
     """Shared 1 of 3 pixels: IoU 1/3."""
     boxes = torch.tensor([[0.0, 0, 2, 1], [1, 0, 3, 1], [5, 0, 6, 1]])
     scores = torch.tensor([0.5, 0.9, 0.7])
-    assert both_paths(boxes, scores, 0.34).tolist() == [1, 2, 0]
-    assert both_paths(boxes, scores, 0.33).tolist() == [1, 2]
+    assert all_backends(boxes, scores, 0.34).tolist() == [1, 2, 0]
+    assert all_backends(boxes, scores, 0.33).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -62,8 +100,8 @@ def test_iou_equal_to_the_threshold_stays(dtype):
     """[0, 0, 2, 1] and [0, 0, 1, 1]: exactly 0.5."""
     boxes = torch.tensor([[0, 0, 2, 1], [0, 0, 1, 1]], dtype=dtype)
     scores = torch.tensor([0.9, 0.8], dtype=dtype)
-    assert both_paths(boxes, scores, 0.5).tolist() == [0, 1]
-    assert both_paths(boxes, scores, 0.4999).tolist() == [0]
+    assert all_backends(boxes, scores, 0.5).tolist() == [0, 1]
+    assert all_backends(boxes, scores, 0.4999).tolist() == [0]
 
 
 @pytest.mark.parametrize("width", range(1, 11))
@@ -73,110 +111,247 @@ def test_threshold_is_not_rounded_up(width):
     scores = torch.tensor([0.9, 0.8])
     for tenth in range(11):
         threshold = tenth / 10
-        expected = torchvision.ops.nms(boxes, scores, threshold)
-        assert torch.equal(both_paths(boxes, scores, threshold), expected), (width, threshold)
+        assert torch.equal(all_backends(boxes, scores, threshold), peer(boxes, scores, threshold)), (width, threshold)
 
 
 def test_a_suppressed_box_suppresses_nobody():
-    """A chain a-b-c, each overlapping the next: b goes, so c stays."""
-    boxes = torch.tensor([[0.0, 0, 10, 1], [4, 0, 14, 1], [8, 0, 18, 1]])
-    assert both_paths(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.3).tolist() == [0, 2]
+    """A chain a-b-c, each overlapping the next: b goes, so c stays. And longer than the torch backend's blocks."""
+    x = 4.0 * torch.arange(301)
+    boxes = torch.stack([x, 0 * x, x + 10, 0 * x + 1], dim=1)
+    scores = 1 - x / 2000
+    assert all_backends(boxes[:3], scores[:3], 0.3).tolist() == [0, 2]
+    assert all_backends(boxes, scores, 0.3).tolist() == list(range(0, 301, 2))
 
 
 def test_ties_in_order():
     boxes = torch.tensor([[0.0, 0, 4, 4]]).repeat(5, 1) + 20 * torch.tensor([0, 1, 0, 2, 1]).view(5, 1)
-    assert both_paths(boxes, torch.full((5,), 0.5), 0.5).tolist() == [0, 1, 3]
+    assert all_backends(boxes, torch.full((5,), 0.5), 0.5).tolist() == [0, 1, 3]
+
+
+def test_negative_scores_and_both_zeros():
+    """-0.0 equals 0.0, so their order decides; logits are scores, too."""
+    boxes = torch.tensor([[0.0, 0, 1, 1]]).repeat(6, 1) + 5 * torch.arange(6).view(6, 1)
+    scores = torch.tensor([-0.0, 0.0, -1.5, -0.5, 2.0, -0.0])
+    for dtype in (torch.float32, torch.float64, torch.float16):
+        assert all_backends(boxes, scores.to(dtype), 0.5).tolist() == [4, 0, 1, 5, 3, 2]
 
 
 def test_boxes_without_area_do_not_suppress():
     boxes = torch.tensor([[3.0, 3, 3, 3], [3, 3, 3, 3], [0, 0, 6, 6]])
-    assert both_paths(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.0).tolist() == [0, 1, 2]
+    assert all_backends(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.0).tolist() == [0, 1, 2]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(
-    seed=st.integers(0, 10**6),
-    R=st.integers(0, 40),
-    threshold=st.sampled_from([0.0, 0.25, 0.3, 0.5, 0.7, 1.0]),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
+    data=some_boxes(),
+    threshold=st.sampled_from([0.0, 1e-9, 0.25, 0.3, 0.5, 0.7, 0.99, 1.0]) | st.floats(0, 1),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
+    scale=st.sampled_from(SCALES),
 )
-def test_equals_brute_force_and_torchvision(seed, R, threshold, dtype):
-    boxes, scores = random_boxes(seed, R, dtype)
-    mine = both_paths(boxes, scores, threshold)
-    assert torch.equal(mine, torchvision.ops.nms(boxes, scores, threshold))
+def test_equals_the_definition_and_torchvision(data, threshold, dtype, scale):
+    boxes, scores = data
+    boxes = boxes * (scale if dtype == torch.float32 else 1)
+    mine = all_backends(boxes.to(dtype), scores.to(dtype), threshold)
+    assert torch.equal(mine, peer(boxes.to(dtype), scores.to(dtype), threshold))
     if dtype == torch.float64:
         assert mine.tolist() == brute_force(boxes, scores, threshold)
 
 
-def test_many_boxes():
-    g = torch.Generator().manual_seed(0)
-    low = torch.rand(3000, 2, generator=g) * 200
-    boxes, scores = (
-        torch.cat([low, low + 40 * torch.rand(3000, 2, generator=g)], dim=1),
-        torch.rand(3000, generator=g),
-    )
-    assert torch.equal(nms(boxes, scores, 0.5), torchvision.ops.nms(boxes, scores, 0.5))
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    data=some_boxes(), threshold=st.sampled_from([0.0, 0.3, 0.7]), far=st.sampled_from([1, 10**6, 2**61]), d=st.data()
+)
+def test_groups_equal_torchvision_of_each(data, threshold, far, d):
+    boxes, scores = data
+    idxs = far * torch.tensor(d.draw(st.lists(st.integers(-2, 1), min_size=len(boxes), max_size=len(boxes)))).long()
+    mine = all_backends(boxes, scores, threshold, idxs)
+    assert torch.equal(mine, peer(boxes, scores, threshold, idxs))
 
 
-def test_batched_is_nms_of_each_class_best_first():
-    boxes, scores = random_boxes(5, 60, torch.float64)
-    idxs = torch.randint(0, 4, (60,), generator=torch.Generator().manual_seed(1))
-    kept = batched_nms(boxes, scores, idxs, 0.4)
-    for k in range(4):
-        own = (idxs == k).nonzero()[:, 0]
-        alone = [own[i].item() for i in brute_force(boxes[own], scores[own], 0.4)]
-        assert [i for i in kept.tolist() if idxs[i] == k] == alone
-    ranked = sorted(kept.tolist(), key=lambda i: (-scores[i].item(), i))
-    assert kept.tolist() == ranked
+@pytest.mark.parametrize("kind", ["uniform", "clustered", "all sizes"])
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.7, 0.95])
+def test_two_thousand_boxes(kind, threshold):
+    boxes, scores = scattered(2000, kind)
+    expected = peer(boxes, scores, threshold)
+    assert torch.equal(nms(boxes, scores, threshold, "numba"), expected)
+    assert torch.equal(nms(boxes, scores, threshold, "torch"), expected)
+    idxs = torch.randint(0, 7, scores.shape, generator=torch.Generator().manual_seed(1))
+    expected = peer(boxes, scores, threshold, idxs)
+    assert torch.equal(batched_nms(boxes, scores, idxs, threshold, "numba"), expected)
+    assert torch.equal(batched_nms(boxes, scores, idxs, threshold, "torch"), expected)
+
+
+def test_twelve_thousand_boxes_with_any_number_of_threads():
+    boxes, scores = scattered(12_000, "uniform")
+    idxs = torch.randint(1, 81, scores.shape, generator=torch.Generator().manual_seed(1))
+    before, kept = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            kept.append((nms(boxes, scores, 0.7), batched_nms(boxes, scores, idxs, 0.5)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(kept[0][0], peer(boxes, scores, 0.7))
+    assert torch.equal(kept[0][1], peer(boxes, scores, 0.5, idxs))
+    assert all(torch.equal(a, b) for other in kept[1:] for a, b in zip(kept[0], other, strict=True))
+
+
+@pytest.mark.parametrize("threshold", [1e-4, 0.01, 0.3, 0.7, 0.99, 1 - 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_boxes_as_far_apart_as_their_iou_allows(threshold, dtype):
+    """A box and one of t times its width and its height, or its width and t times its height, at one of its corners.
+
+    Their IoU is t and a little, while their centres are as far apart as that permits: were the compiled backend's
+    notion of "near" smaller by a thousandth, it would miss most of these pairs.
+    """
+    t = threshold + (1 - threshold) * 1e-3
+    g, n = torch.Generator().manual_seed(0), 400
+    low = 1000 * torch.rand(n, 2, generator=g, dtype=torch.float64)
+    size = (1 + 9 * torch.rand(n, 2, generator=g, dtype=torch.float64)) * (50 if threshold > 0.1 else 5)
+    axis = torch.arange(n) % 2
+    small = size.clone()
+    small[torch.arange(n), axis] *= t
+    at_end = (torch.arange(n) // 2 % 2).view(n, 1) * (size - small)
+    boxes = torch.cat([torch.cat([low, low + size], 1), torch.cat([low + at_end, low + at_end + small], 1)]).to(dtype)
+    idxs = torch.arange(n).repeat(2) // 100  # few groups: grids of many cells
+    for scores in (torch.linspace(1, 0, 2 * n), torch.linspace(0, 1, 2 * n)):  # large first, small first
+        kept = batched_nms(boxes, scores, idxs, threshold, "numba")
+        assert torch.equal(kept, peer(boxes, scores, threshold, idxs))
+        if 0.1 < threshold < 0.999:  # lower: strangers meet as well; higher: float32 corners are too coarse
+            assert len(kept) < 1.1 * n
 
 
 def test_batched_does_not_move_boxes():
     """Far out, an offset per class would round these float32 corners together: 0.5 pixel beside 1e7 is lost."""
     boxes = torch.tensor([[0.0, 0, 1, 1], [0.5, 0, 1.5, 1], [1e7, 0, 1e7 + 4, 1]])
     scores, idxs = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([3, 3, 0])
-    assert batched_nms(boxes, scores, idxs, 0.4).tolist() == [0, 1, 2]
-    assert batched_nms(boxes, scores, torch.tensor([3, 3, 3]), 0.3).tolist() == [0, 2]
+    assert all_backends(boxes, scores, 0.4, idxs).tolist() == [0, 1, 2]
+    assert all_backends(boxes, scores, 0.3, torch.tensor([3, 3, 3])).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64, torch.bool])
+def test_groups_of_any_whole_dtype(dtype):
+    boxes, scores = torch.tensor([[0.0, 0, 1, 1]]).repeat(3, 1), torch.tensor([0.1, 0.9, 0.5])
+    assert all_backends(boxes, scores, 0.5, torch.tensor([0, 1, 1]).to(dtype)).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_boxes(dtype):
-    """Areas beyond 65,504 overflow float16: they are computed in float32."""
+    """Areas beyond 65,504 overflow float16: they are computed in float32. So does the sum of many corners."""
     boxes = torch.tensor([[0, 0, 1024, 1024], [0, 0, 1024, 512], [0, 0, 1000, 1024]], dtype=dtype)
-    assert nms(boxes, torch.tensor([0.5, 0.75, 0.25], dtype=dtype), 0.6).tolist() == [1, 0]
+    assert all_backends(boxes, torch.tensor([0.5, 0.75, 0.25], dtype=dtype), 0.6).tolist() == [1, 0]
+    many = boxes.repeat(40, 1)
+    assert len(all_backends(many, torch.ones(120, dtype=dtype), 0.6)) == 2
+
+
+def test_coordinates_whose_centres_overflow():
+    """1e308 + 1e308 is infinite in float64; the areas are as well, so that nothing has an IoU."""
+    far = 1.5e308
+    rows = [[0, 0, far, far], [0, 0, far, far], [-far, 0, far, 1], [far, 5, far, 6], [5, 5, 6, 6], [5, 5, 6, 6]]
+    boxes, scores = torch.tensor(rows, dtype=torch.float64), torch.linspace(1, 0, 6)
+    assert all_backends(boxes, scores, 0.5).tolist() == peer(boxes, scores, 0.5).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_strided_arguments():
+    boxes, scores = scattered(100, "uniform")
+    wide = torch.stack([boxes, boxes + 1], dim=2).transpose(0, 1).contiguous().transpose(0, 1)[:, :, 0]
+    assert not wide.is_contiguous()
+    assert torch.equal(all_backends(wide, scores.repeat_interleave(2)[::2], 0.3), peer(boxes, scores, 0.3))
 
 
 def test_empty():
-    for call in (
-        lambda b, s: nms(b, s, 0.5),
-        lambda b, s: batched_nms(b, s, torch.zeros(0, dtype=torch.int64), 0.5),
-    ):
-        out = call(torch.zeros(0, 4), torch.zeros(0))
-        assert out.shape == (0,) and out.dtype == torch.int64
-    assert both_paths(torch.zeros(0, 4), torch.zeros(0), 0.5).shape == (0,)
+    boxes, scores = torch.zeros(0, 4), torch.zeros(0)
+    for idxs in (None, torch.zeros(0, dtype=torch.int64)):
+        assert all_backends(boxes, scores, 0.5, idxs).shape == (0,)
 
 
 def test_gradients_are_left_out():
     boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2]], requires_grad=True)
-    assert nms(boxes, torch.tensor([0.1, 0.2], requires_grad=True), 0.5).tolist() == [1]
     scores = torch.tensor([0.1, 0.2], requires_grad=True)
-    assert batched_nms(boxes, scores, torch.tensor([0, 1]), 0.5).tolist() == [1, 0]
+    assert all_backends(boxes, scores, 0.5).tolist() == [1]
+    assert all_backends(boxes, scores, 0.5, torch.tensor([0, 1])).tolist() == [1, 0]
+
+
+class Suppressed(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        return nms(*scattered(6000, "uniform"), 0.7)
+
+
+def test_forked_workers_may_call_it():
+    """After it has run in the parent with several threads, too."""
+    expected = Suppressed()[0]
+    loader = torch.utils.data.DataLoader(Suppressed(), batch_size=None, num_workers=1, multiprocessing_context="fork")
+    assert all(torch.equal(kept, expected) for kept in loader)
+
+
+GOOD = {"boxes": torch.zeros(2, 4), "scores": torch.zeros(2), "iou_threshold": 0.5}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"boxes": torch.zeros(2, 5)}, r"\(R, 4\).*\(2, 5\)"),
+        ({"boxes": torch.zeros(2, 5)}, r"boxes must have shape \(R, 4\).*\(2, 5\)"),
         ({"boxes": torch.zeros(4)}, r"\(R, 4\)"),
+        ({"boxes": torch.zeros(2, 4, dtype=torch.int64)}, "boxes must be a floating point tensor, got torch.int64"),
+        ({"boxes": [[0, 0, 1, 1]]}, "boxes must be a floating point tensor, got list"),
+        ({"scores": torch.ones(2, dtype=torch.int32)}, "scores must be a floating point tensor, got torch.int32"),
         ({"scores": torch.zeros(3)}, "one value per box"),
+        ({"scores": torch.zeros(2, device="meta")}, "scores lie on meta but the boxes on cpu"),
         ({"iou_threshold": 1.5}, "between 0 and 1, got 1.5"),
         ({"iou_threshold": -0.1}, "between 0 and 1"),
+        ({"iou_threshold": float("nan")}, "between 0 and 1, got nan"),
         ({"boxes": torch.tensor([[0.0, 0, 1, 1], [0, 0, float("nan"), 1]])}, "box 1 = .*not finite"),
+        ({"boxes": torch.tensor([[0.0, 0, 1, 1], [0, -float("inf"), float("inf"), 1]])}, "box 1 = .*not finite"),
         ({"scores": torch.tensor([float("inf"), 0.0])}, "box 0 = .*score inf"),
+        ({"backend": "fast"}, "backend must be one of 'auto'.*got 'fast'"),
+        ({"backend": "cuda"}, 'backend "cuda" needs boxes on the device "cuda", they lie on "cpu"'),
     ],
 )
 def test_errors(change, message):
-    good = {"boxes": torch.zeros(2, 4), "scores": torch.zeros(2), "iou_threshold": 0.5}
     with pytest.raises(ValueError, match=message):
-        nms(**(good | change))
-    with pytest.raises(ValueError, match="one group per box"):
-        batched_nms(**good, idxs=torch.zeros(3))
+        nms(**(GOOD | change))
+    with pytest.raises(ValueError, match=message):
+        batched_nms(**(GOOD | change), idxs=torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("idxs", "message"),
+    [
+        (torch.zeros(3, dtype=torch.int64), r"one group per box: shape \(3,\) for 2 scores"),
+        (torch.zeros(2), "idxs must be a tensor of whole numbers, got torch.float32"),
+        ([0, 1], "idxs must be a tensor of whole numbers, got list"),
+        (torch.zeros(2, dtype=torch.int64, device="meta"), "idxs lie on meta but the boxes on cpu"),
+    ],
+)
+def test_errors_in_groups(idxs, message):
+    with pytest.raises(ValueError, match=message):
+        batched_nms(**GOOD, idxs=idxs)
+
+
+def test_a_device_of_another_kind_runs_torch():
+    assert module._choose("mps", "auto") == "torch"
+    with pytest.raises(ValueError, match='backend "numba" needs boxes on the device "cpu", they lie on "mps"'):
+        module._choose("mps", "numba")
+
+
+def test_without_numba_torch_takes_over_and_says_so_once(monkeypatch):
+    boxes, scores = scattered(100, "uniform")
+    monkeypatch.delattr(mrcnn_scratch, "nms_cpu", raising=False)
+    monkeypatch.setitem(sys.modules, "mrcnn_scratch.nms_cpu", None)
+    module._runs_or_says_why_not.cache_clear()
+    try:
+        with pytest.warns(
+            UserWarning, match='backend "numba" cannot run: numba cannot be imported.*falls back to torch'
+        ):
+            kept = nms(boxes, scores, 0.3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(nms(boxes, scores, 0.3), kept)
+        with pytest.raises(RuntimeError, match='backend "numba" cannot run: numba cannot be imported'):
+            nms(boxes, scores, 0.3, "numba")
+    finally:
+        module._runs_or_says_why_not.cache_clear()
+    assert torch.equal(kept, peer(boxes, scores, 0.3))
