@@ -2,17 +2,25 @@
 
 This module is imported only when a compiled kernel is wanted: ``import mrcnn_scratch`` never reaches it.
 
-Fork: once a *parallel* Numba kernel has run, GNU OpenMP kills a forked child that runs one too. `run` takes the serial
-variant where torch has one thread, and a DataLoader gives each of its workers one; any other forked process must call
-torch.set_num_threads(1) first, which torch's own operators ask of it as well.
+Threads: kernels use as many as torch does, so a DataLoader's workers, which torch gives one thread each, run serial
+variants and do not compete with the training process. Fork: after a parallel kernel has run, GNU OpenMP kills or hangs
+a forked child that runs one too; so a forked child of this process never does, whatever its number of threads.
 """
 
+import contextlib
+import logging
+import os
 import threading
 
 import numba
 import torch
 
+SLOW = 1.0  # seconds; a first call that takes longer says why
+
 _lock = threading.Lock()  # Numba's workqueue layer, the fallback without OpenMP, aborts on concurrent callers
+_log = logging.getLogger("mrcnn_scratch")
+_process = os.getpid()
+_used: set[tuple] = set()  # the variants that were called before: (kernel, dtype)
 
 # a * b + c as one instruction; sums keep their order, NaN and infinity keep their meaning
 FASTMATH = {"contract"}
@@ -32,19 +40,59 @@ def compiled(function=None, *, parallel: bool = False, fastmath=False, error_mod
         return numba.njit(**options)(function)
 
 
+def threads() -> int:
+    """How many threads a kernel may use now: torch's number, and one in a forked child of a process."""
+    if os.getpid() != _process:
+        return 1
+    return min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+
+
 def run(serial, parallel, work: int, *arguments) -> None:
     """Call `parallel` with torch's number of threads, or `serial` where threads cannot help.
 
-    `work` counts elementary operations; under 1e5 of them, waking threads costs more than it saves.
+    `work` counts elementary operations; under 1e5 of them, waking threads costs more than it saves. The first argument
+    is an array, whose dtype tells the compiled variants of a kernel apart.
     """
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    if threads == 1 or work < 100_000:
-        serial(*arguments)
+    count = threads()
+    if count == 1 or work < 100_000:
+        with _announced(serial, arguments[0]):
+            serial(*arguments)
         return
-    with _lock:
+    with _lock, _announced(parallel, arguments[0]):
         before = numba.get_num_threads()
-        numba.set_num_threads(threads)
+        numba.set_num_threads(count)
         try:
             parallel(*arguments)
         finally:
             numba.set_num_threads(before)
+
+
+def _announced(kernel, array):
+    """A context that says, once `SLOW` seconds have passed, that a kernel is being compiled; free after the first call."""
+    variant = kernel, array.dtype
+    if variant in _used:
+        return contextlib.nullcontext()
+    _used.add(variant)
+    return _Announcement(f"{kernel.__module__}.{kernel.__name__} for {array.dtype}")
+
+
+class _Announcement:
+    """Says it once a process: the first of the kernels speaks for those that follow."""
+
+    said = False
+
+    def __init__(self, name: str):
+        self.timer = threading.Timer(SLOW, self.say, (name,))
+        self.timer.daemon = True
+
+    @classmethod
+    def say(cls, name: str) -> None:
+        if not cls.said:
+            _log.warning("compiling CPU kernels on this machine, kept in a cache where the disk allows one: %s ...", name)
+        cls.said = True
+
+    def __enter__(self):
+        self.timer.start()
+
+    def __exit__(self, *error):
+        self.timer.cancel()

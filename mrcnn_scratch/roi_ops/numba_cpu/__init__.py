@@ -29,8 +29,9 @@ def _pooled(kernel, features, output_size, order, touched, dtypes, arguments) ->
     kernel: (serial, parallel), called with table (N, H*W, C), *arguments, order, and per dtype a result (R, h*w, C).
     """
     R, C, (h, w) = len(order), features.shape[1], output_size
-    if is_channels_last(features):
-        results = [new((R, C, h, w), dtype, True) for dtype in dtypes]
+    layout = is_channels_last(features)
+    if layout or (C == 1 and features.is_contiguous()):  # one channel: both layouts are the same memory
+        results = [new((R, C, h, w), dtype, layout) for dtype in dtypes]
         run(*kernel, R * C * h * w, rows(features), *arguments, order, *map(rows, results))
         return results
     planes = features.contiguous().flatten(2).numpy()  # (N, C, H*W)

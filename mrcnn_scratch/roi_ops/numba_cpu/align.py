@@ -17,29 +17,37 @@ BLOCK = 8  # RoIs that a thread takes at a time
 
 
 @compiled(fastmath=FASTMATH)
-def _weighted_sum(table, W, ny, yindex, yweights, ycells, nx, xindex, xweights, xcells, total):
-    """total[:] = the weighted sum of one bin's cells, two rows by two columns to a pass: one store for four loads."""
-    if ny == 0 or nx == 0:
-        total[:] = 0
-    for a in range(0, ny, 2):
-        y, z = ycells[yindex[a]] * W, ycells[yindex[a + 1]] * W
-        wy, wz = yweights[a], yweights[a + 1]
-        for b in range(0, nx, 2):
-            left, right = xcells[xindex[b]], xcells[xindex[b + 1]]
-            s, t, u, v = table[y + left], table[y + right], table[z + left], table[z + right]
-            ws, wt, wu, wv = wy * xweights[b], wy * xweights[b + 1], wz * xweights[b], wz * xweights[b + 1]
-            if a == 0 and b == 0:
-                for c in range(len(total)):
-                    total[c] = ws * s[c] + wt * t[c] + wu * u[c] + wv * v[c]
-            else:
-                for c in range(len(total)):
-                    total[c] += ws * s[c] + wt * t[c] + wu * u[c] + wv * v[c]
+def _forward_roi(table, n, W, ny, yindex, yweights, ycells, nx, xindex, xweights, xcells, out, r):
+    """out[r] (h*w, C): each bin the sum of its rows and columns with their weights, two by two: one store for four loads.
+
+    Arrays are indexed down to the channel: a view of a row, made anew for every bin, costs more than a bin's few cells.
+    """
+    w, C = len(nx), table.shape[2]
+    for k in range(len(ny) * w):
+        p, q = k // w, k % w
+        if ny[p] == 0 or nx[q] == 0:
+            for c in range(C):
+                out[r, k, c] = 0
+        for a in range(0, ny[p], 2):
+            y, z, wy, wz = ycells[yindex[p, a]] * W, ycells[yindex[p, a + 1]] * W, yweights[p, a], yweights[p, a + 1]
+            for b in range(0, nx[q], 2):
+                left, right, wl, wr = xcells[xindex[q, b]], xcells[xindex[q, b + 1]], xweights[q, b], xweights[q, b + 1]
+                s, t, u, v = y + left, y + right, z + left, z + right
+                ws, wt, wu, wv = wy * wl, wy * wr, wz * wl, wz * wr
+                if a == 0 and b == 0:
+                    for c in range(C):
+                        near = ws * table[n, s, c] + wt * table[n, t, c]
+                        out[r, k, c] = near + wu * table[n, u, c] + wv * table[n, v, c]
+                else:
+                    for c in range(C):
+                        near = ws * table[n, s, c] + wt * table[n, t, c]
+                        out[r, k, c] += near + wu * table[n, u, c] + wv * table[n, v, c]
 
 
 @compiled(fastmath=FASTMATH)
 def _forward_range(table, size, places, bins, order, out, first, last):
     """table (N, H*W, C), out (R, h*w, C): the RoIs order[first:last]."""
-    (H, W), (h, w), grid = size, bins, places[3]
+    (H, W), (h, w), (batch, _, _, grid, _, _) = size, bins, places
     most = largest_grid(grid)
     ny, yindex, yweights, ycells = entry_arrays(table, h, most)
     nx, xindex, xweights, xcells = entry_arrays(table, w, most)
@@ -47,11 +55,7 @@ def _forward_range(table, size, places, bins, order, out, first, last):
         r = order[k]
         axis_entries(places, r, 0, H, ny, yindex, yweights, ycells)
         axis_entries(places, r, 1, W, nx, xindex, xweights, xcells)
-        image = table[places[0][r]]
-        for p in range(h):
-            for q in range(w):
-                y, x = (ny[p], yindex[p], yweights[p], ycells), (nx[q], xindex[q], xweights[q], xcells)
-                _weighted_sum(image, W, *y, *x, out[r, p * w + q])
+        _forward_roi(table, batch[r], W, ny, yindex, yweights, ycells, nx, xindex, xweights, xcells, out, r)
 
 
 @compiled(fastmath=FASTMATH)
@@ -71,21 +75,37 @@ def forward_parallel(table, size, places, bins, order, out):
 
 
 @compiled(fastmath=FASTMATH)
-def _spread_row(grad, nx, xindex, xweights, line):
-    """line (columns, C) = one row of bins, grad (w, C), spread over the columns that it was read from."""
-    line[:] = 0
-    for q in range(len(grad)):
-        g = grad[q]
+def _spread_row(grad, r, p, nx, xindex, xweights, columns, lines):
+    """lines[:columns] = row p of the bins of RoI r, spread over the columns that it was read from."""
+    w, C = len(nx), grad.shape[2]
+    lines[:columns] = 0
+    for q in range(w):
         for b in range(0, nx[q], 2):
-            k, m, u, v = xindex[q, b], xindex[q, b + 1], xweights[q, b], xweights[q, b + 1]
-            near, far = line[k], line[m]
-            if k == m:
-                for c in range(len(g)):
-                    near[c] += (u + v) * g[c]
-            else:
-                for c in range(len(g)):
-                    near[c] += u * g[c]
-                    far[c] += v * g[c]
+            k, m, wl, wr = xindex[q, b], xindex[q, b + 1], xweights[q, b], xweights[q, b + 1]
+            for c in range(C):
+                lines[k, c] += wl * grad[r, p * w + q, c]
+            if wr != 0:
+                for c in range(C):
+                    lines[m, c] += wr * grad[r, p * w + q, c]
+
+
+@compiled(fastmath=FASTMATH)
+def _backward_roi(grad, r, W, y_entries, x_entries, columns, lines, table, n, top, bottom):
+    """Add to rows top..bottom-1 of image n what RoI r contributes: row by row of bins, along x and then along y."""
+    (ny, yindex, yweights, ycells), (nx, xindex, xweights, xcells) = y_entries, x_entries
+    for p in range(len(ny)):
+        spread = False
+        for a in range(ny[p]):
+            y, weight = ycells[yindex[p, a]], yweights[p, a]
+            if y < top or y >= bottom or weight == 0:
+                continue
+            if not spread:
+                _spread_row(grad, r, p, nx, xindex, xweights, columns, lines)
+                spread = True
+            for k in range(columns):
+                cell = y * W + xcells[k]
+                for c in range(table.shape[2]):
+                    table[n, cell, c] += weight * lines[k, c]
 
 
 @compiled(fastmath=FASTMATH)
@@ -98,26 +118,14 @@ def _backward_band(grad, size, places, bins, table, n, top, bottom):
     nx, xindex, xweights, xcells = entry_arrays(table, w, most)
     lines = np.empty((len(xcells), table.shape[2]), table.dtype)
     for r in range(len(grad)):
-        low, high = start[r, 0], start[r, 0] + h * bin_size[r, 0]
+        one, other = start[r, 0], start[r, 0] + h * bin_size[r, 0]
         # generous, and clamped like samples: the exact rows are compared below
-        if batch[r] != n or min(low, high, H - 1) > bottom or max(low, high, 0) < top - 2:
+        if batch[r] != n or min(one, other, H - 1) > bottom or max(one, other, 0) < top - 2:
             continue
         axis_entries(places, r, 0, H, ny, yindex, yweights, ycells)
         columns = axis_entries(places, r, 1, W, nx, xindex, xweights, xcells)
-        line = lines[:columns]
-        for p in range(h):
-            spread = False
-            for a in range(ny[p]):
-                y, weight = ycells[yindex[p, a]], yweights[p, a]
-                if y < top or y >= bottom or weight == 0:
-                    continue
-                if not spread:
-                    _spread_row(grad[r, p * w : (p + 1) * w], nx, xindex, xweights, line)
-                    spread = True
-                for k in range(columns):
-                    cell, share = table[n, y * W + xcells[k]], line[k]
-                    for c in range(len(cell)):
-                        cell[c] += weight * share[c]
+        y, x = (ny, yindex, yweights, ycells), (nx, xindex, xweights, xcells)
+        _backward_roi(grad, r, W, y, x, columns, lines, table, n, top, bottom)
 
 
 @compiled(fastmath=FASTMATH)

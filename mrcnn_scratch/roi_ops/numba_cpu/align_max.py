@@ -5,41 +5,59 @@ from numba import prange
 
 from ..._numba import FASTMATH, compiled
 from .align import BLOCK, add_corner_slopes
-from .geometry import sample
+from .geometry import largest_grid, sample
+
+
+@compiled
+def _axis_samples(places, r, axis, bins, length, cells, weights):
+    """All samples of RoI r along one axis, bin by bin: cells[s] and the next, and their two weights, 0 off the map."""
+    _, start, bin_size, grids, _, corner = places
+    grid = grids[r, axis]
+    for p in range(bins):
+        for i in range(grid):
+            inside, cell, fraction, _ = sample(start, bin_size, r, axis, p, i, grid, length, corner)
+            s = p * grid + i
+            cells[s, 0], cells[s, 1] = cell, min(cell + 1, length - 1)
+            weights[s, 0], weights[s, 1] = (1 - fraction, fraction) if inside else (fraction * 0, fraction * 0)
 
 
 @compiled(fastmath=FASTMATH)
-def _take_larger(a, b, d, e, wa, wb, wd, we, number, best, winner):
-    for c in range(len(best)):
-        value = wa * a[c] + wb * b[c] + wd * d[c] + we * e[c]
-        larger = number == 0 or value > best[c]
-        best[c] = value if larger else best[c]
-        winner[c] = number if larger else winner[c]
+def _forward_roi(table, n, W, gh, ycells, yweights, gw, xcells, xweights, h, w, out, winner, r):
+    """out[r], winner[r] (h*w, C): each bin's largest sample, the first where several are equal."""
+    C = table.shape[2]
+    for k in range(h * w):
+        p, q = k // w, k % w
+        if gh * gw == 0:
+            for c in range(C):
+                out[r, k, c], winner[r, k, c] = 0, -1
+        for i in range(gh):
+            y = p * gh + i
+            top, low = ycells[y, 0] * W, ycells[y, 1] * W
+            for j in range(gw):
+                x, number = q * gw + j, i * gw + j
+                s, t, u, v = top + xcells[x, 0], top + xcells[x, 1], low + xcells[x, 0], low + xcells[x, 1]
+                ws, wt = yweights[y, 0] * xweights[x, 0], yweights[y, 0] * xweights[x, 1]
+                wu, wv = yweights[y, 1] * xweights[x, 0], yweights[y, 1] * xweights[x, 1]
+                for c in range(C):
+                    near, far = ws * table[n, s, c] + wt * table[n, t, c], wu * table[n, u, c] + wv * table[n, v, c]
+                    larger = number == 0 or near + far > out[r, k, c]
+                    out[r, k, c] = near + far if larger else out[r, k, c]
+                    winner[r, k, c] = number if larger else winner[r, k, c]
 
 
 @compiled(fastmath=FASTMATH)
 def _forward_range(table, size, places, bins, order, out, winner, first, last):
     """table (N, H*W, C); out and winner (R, h*w, C): the RoIs order[first:last]."""
-    (H, W), (h, w), (batch, start, bin_size, grid, _, corner) = size, bins, places
+    (H, W), (h, w), (batch, _, _, grid, _, _) = size, bins, places
+    most = largest_grid(grid)
+    ycells, yweights = np.empty((h * most, 2), np.int64), np.empty((h * most, 2), table.dtype)
+    xcells, xweights = np.empty((w * most, 2), np.int64), np.empty((w * most, 2), table.dtype)
     for k in range(first, last):
         r = order[k]
-        image, gh, gw = table[batch[r]], grid[r, 0], grid[r, 1]
-        for p in range(h):
-            for q in range(w):
-                best, which = out[r, p * w + q], winner[r, p * w + q]
-                if gh * gw == 0:
-                    best[:] = 0
-                    which[:] = -1
-                for i in range(gh):
-                    in_y, y, fy, _ = sample(start, bin_size, r, 0, p, i, gh, H, corner)
-                    top, low = y * W, min(y + 1, H - 1) * W
-                    for j in range(gw):
-                        in_x, x, fx, _ = sample(start, bin_size, r, 1, q, j, gw, W, corner)
-                        z, inside = min(x + 1, W - 1), table.dtype.type(1 if in_y and in_x else 0)
-                        cells = image[top + x], image[top + z], image[low + x], image[low + z]
-                        up, down = (1 - fy) * inside, fy * inside
-                        weights = up * (1 - fx), up * fx, down * (1 - fx), down * fx
-                        _take_larger(*cells, *weights, np.int32(i * gw + j), best, which)
+        _axis_samples(places, r, 0, h, H, ycells, yweights)
+        _axis_samples(places, r, 1, w, W, xcells, xweights)
+        gh, gw = grid[r, 0], grid[r, 1]
+        _forward_roi(table, batch[r], W, gh, ycells, yweights, gw, xcells, xweights, h, w, out, winner, r)
 
 
 @compiled(fastmath=FASTMATH)

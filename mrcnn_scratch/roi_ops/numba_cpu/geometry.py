@@ -77,17 +77,20 @@ def visiting_order(places, output_size: tuple[int, int], size: tuple[int, int]) 
     return np.argsort((batch * strips + y.astype(np.int64) // 16) * size[1] + x.astype(np.int64), kind="stable")
 
 
+@compiled
+def _touched(batch, start, bin_size, h, H, W, first, last):
+    for r in range(len(batch)):
+        n, one, other = batch[r], start[r, 0], start[r, 0] + h * bin_size[r, 0]  # a RoI may be upside down
+        first[n] = min(first[n], int(min(max(min(one, other) - 1, 0), H)) * W)
+        last[n] = max(last[n], int(min(max(max(one, other) + 2, 0), H - 1) + 1) * W)
+
+
 def touched_rows(places, output_size: tuple[int, int], size: tuple[int, int], images: int):
     """first and last (images,): the cells first[n]..last[n]-1 of each image hold all that its RoIs read; whole rows."""
-    batch, start, bin_size = places[:3]
     H, W = size
-    ends = np.stack([start[:, 0], start[:, 0] + output_size[0] * bin_size[:, 0]])  # a RoI may be upside down
-    low = np.clip(np.floor(ends.min(axis=0)) - 1, 0, H).astype(np.int64)
-    high = np.clip(np.ceil(ends.max(axis=0)) + 2, 0, H).astype(np.int64)
-    first, last = np.full(images, H), np.zeros(images, np.int64)
-    np.minimum.at(first, batch, low)
-    np.maximum.at(last, batch, high)
-    return np.minimum(first, last) * W, last * W
+    first, last = np.full(images, H * W), np.zeros(images, np.int64)
+    _touched(*places[:3], output_size[0], H, W, first, last)
+    return np.minimum(first, last), last
 
 
 @compiled

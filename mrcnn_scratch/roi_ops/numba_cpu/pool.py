@@ -23,17 +23,26 @@ def axis_bins(boxes, r, low_column, scale, bins, length, first_cells, end_cells)
 
 
 @compiled
-def _largest(image, W, top, bottom, left, right, value, place):
-    """value, place (C,): the largest of the cells of one bin, the first where several are equal."""
-    value[:] = image[top * W + left]
-    place[:] = top * W + left
-    for y in range(top, bottom):
-        for x in range(left, right):
-            cell, where = image[y * W + x], np.int32(y * W + x)
-            for c in range(len(value)):
-                larger = cell[c] > value[c]
-                value[c] = cell[c] if larger else value[c]
-                place[c] = where if larger else place[c]
+def _forward_roi(table, n, W, top, bottom, left, right, out, winner, r):
+    """out[r], winner[r] (h*w, C): the largest cell of each bin, the first where several are equal.
+
+    Arrays are indexed down to the channel: a view of a row, made anew for every cell, would cost as much as reading it.
+    """
+    w, C = len(left), table.shape[2]
+    for k in range(len(top) * w):
+        p, q = k // w, k % w
+        empty = bottom[p] <= top[p] or right[q] <= left[q]
+        first = top[p] * W + left[q]
+        for c in range(C):
+            out[r, k, c] = 0 if empty else table[n, first, c]
+            winner[r, k, c] = -1 if empty else first
+        for y in range(top[p], bottom[p]):
+            for x in range(left[q], right[q]):
+                cell = y * W + x
+                for c in range(C):
+                    larger = table[n, cell, c] > out[r, k, c]
+                    out[r, k, c] = table[n, cell, c] if larger else out[r, k, c]
+                    winner[r, k, c] = cell if larger else winner[r, k, c]
 
 
 @compiled
@@ -45,15 +54,7 @@ def _forward_range(table, size, boxes, scale, bins, order, out, winner, first, l
         r = order[k]
         axis_bins(boxes, r, 2, scale, h, H, top, bottom)
         axis_bins(boxes, r, 1, scale, w, W, left, right)
-        image = table[int(boxes[r, 0])]
-        for p in range(h):
-            for q in range(w):
-                value, place = out[r, p * w + q], winner[r, p * w + q]
-                if bottom[p] <= top[p] or right[q] <= left[q]:
-                    value[:] = 0
-                    place[:] = -1
-                else:
-                    _largest(image, W, top[p], bottom[p], left[q], right[q], value, place)
+        _forward_roi(table, int(boxes[r, 0]), W, top, bottom, left, right, out, winner, r)
 
 
 @compiled
