@@ -68,7 +68,7 @@ def run(serial, parallel, work: int, *arguments) -> None:
 
 
 def _announced(kernel, array):
-    """A context that says, once `SLOW` seconds have passed, that a kernel is being compiled; free after the first call."""
+    """A context that says, after `SLOW` seconds, that a kernel is being compiled; free after the first call."""
     variant = kernel, array.dtype
     if variant in _used:
         return contextlib.nullcontext()
@@ -88,7 +88,7 @@ class _Announcement:
     @classmethod
     def say(cls, name: str) -> None:
         if not cls.said:
-            _log.warning("compiling CPU kernels on this machine, kept in a cache where the disk allows one: %s ...", name)
+            _log.warning("compiling CPU kernels on this machine, kept in a cache where the disk allows one: %s", name)
         cls.said = True
 
     def __enter__(self):

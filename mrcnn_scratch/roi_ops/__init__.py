@@ -105,7 +105,7 @@ def roi_warp(
     With box_gradients, which are MNC's point, rounding is passed straight through: the corners receive the gradient of
     the rounded region's corners, as in MNC.
 
-    Other arguments, result and errors: as in `roi_align`. A shift of a box that crosses no rounding edge changes nothing.
+    Other arguments, result and errors: as in `roi_align`. A shift that crosses no rounding edge changes nothing.
     """
     check_choice("sampler", sampler, ("align", "mnc"))
     options = "warp" if sampler == "align" else "mnc", reduce, backend, box_gradients
@@ -185,19 +185,23 @@ def _choose(features: Tensor, boxes: Tensor, backend: str) -> tuple[str, Tensor,
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def _missing(backend: str, warn: bool = True) -> str:
     """Why a compiled backend cannot be used here, "" if it can; says so once where the choice was ours."""
+    return _look_for(backend, warn)
+
+
+@functools.cache
+def _look_for(backend: str, warn: bool) -> str:
     try:
         if backend == "numba":
             from . import numba_cpu  # noqa: F401
         else:
-            from . import numba_cuda
+            from .. import _numba_cuda
 
-            numba_cuda.check_available()
+            _numba_cuda.require()
     except (ImportError, RuntimeError) as error:
         reason = str(error)
         if warn:
-            warnings.warn(f"RoI ops fall back to torch, backend {backend!r} is missing: {reason}", stacklevel=5)
+            warnings.warn(f"RoI ops fall back to torch, backend {backend!r} is missing: {reason}", stacklevel=6)
         return reason
     return ""

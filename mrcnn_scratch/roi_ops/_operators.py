@@ -41,7 +41,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def _check(x: Tensor, boxes: Tensor) -> None:
-    """On a GPU the values of the boxes are not read: that would wait for the device. A bad batch index gives NaN there."""
+    """Not on a GPU: to read the values of the boxes would wait for the device. There a bad batch index gives NaN."""
     if not boxes.is_cuda:
         check_boxes(boxes, x.shape[0])
 

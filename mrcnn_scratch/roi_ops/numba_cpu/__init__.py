@@ -24,7 +24,7 @@ from .layout import channel_runs, is_channels_last, laid_out, new, rows, scratch
 
 
 def _pooled(kernel, features, output_size, order, touched, dtypes, arguments) -> list[Tensor]:
-    """Run a forward kernel on channels-last arrays, whatever the layout of the features, and give the results that layout.
+    """Run a forward kernel on channels-last arrays, whatever the features' layout, and give the results that layout.
 
     kernel: (serial, parallel), called with table (N, H*W, C), *arguments, order, and per dtype a result (R, h*w, C).
     """
@@ -81,7 +81,7 @@ def roi_align_backward(grad, boxes, shape, spatial_scale, sampling_ratio, conven
 
 
 def roi_align_boxes_backward(grad, features, boxes, spatial_scale, sampling_ratio, convention) -> Tensor:
-    """grad (R, C, h, w), features (N, C, H, W) -> (R, 5), the gradient with respect to [batch index, x1, y1, x2, y2]."""
+    """grad (R, C, h, w), features (N, C, H, W) -> (R, 5), the gradient of [batch index, x1, y1, x2, y2]."""
     bins = tuple(grad.shape[2:])
     places = place(boxes, bins, spatial_scale, sampling_ratio, convention)
     total = torch.zeros_like(boxes, memory_format=torch.contiguous_format)
@@ -104,7 +104,7 @@ def roi_align_max_forward(features, boxes, output_size, spatial_scale, sampling_
 def _scattered(kernel, grad, winner, shape, channels_last, arguments) -> Tensor:
     """Run a backward kernel that sends each output's gradient to its winner."""
     out = new(shape, grad.dtype, channels_last).zero_()
-    planes = (laid_out(x, channels_last).flatten(2).numpy() for x in (grad, winner))  # views: (R, C, h*w), either layout
+    planes = (laid_out(x, channels_last).flatten(2).numpy() for x in (grad, winner))  # (R, C, h*w), in either layout
     run_length = 16 if channels_last else 1  # threads must not share a cache line
     run(*kernel, grad.numel(), *planes, *arguments, out.flatten(2).numpy(), run_length)
     return out

@@ -18,7 +18,7 @@ BLOCK = 8  # RoIs that a thread takes at a time
 
 @compiled(fastmath=FASTMATH)
 def _forward_roi(table, n, W, ny, yindex, yweights, ycells, nx, xindex, xweights, xcells, out, r):
-    """out[r] (h*w, C): each bin the sum of its rows and columns with their weights, two by two: one store for four loads.
+    """out[r] (h*w, C): each bin the weighted sum of its rows and columns, two by two: one store for four loads.
 
     Arrays are indexed down to the channel: a view of a row, made anew for every bin, costs more than a bin's few cells.
     """

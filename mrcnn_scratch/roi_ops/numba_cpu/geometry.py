@@ -55,8 +55,8 @@ def _place(boxes, scale, h, w, ratio, convention, batch, start, bin_size, grid, 
 def place(boxes: Tensor, output_size, spatial_scale: float, sampling_ratio: int, convention: str):
     """boxes (R, 5) -> the tuple that every kernel takes, each axis as [y, x]:
 
-    batch (R,) int64; start (R, 2), bin size (R, 2) in cells; grid (R, 2) int64, samples per bin; free (R, 2) bool, False
-    where the size of the RoI is held at one cell; corner: samples lie at the corner of their part of a bin (MNC).
+    batch (R,) int64; start (R, 2), bin size (R, 2) in cells; grid (R, 2) int64, samples per bin; free (R, 2) bool,
+    False where the size of the RoI is held at one cell; corner: samples lie at the corner of their part of a bin (MNC).
     """
     boxes, R = boxes.detach().contiguous().numpy(), len(boxes)
     batch, grid, free = np.empty(R, np.int64), np.empty((R, 2), np.int64), np.empty((R, 2), np.bool_)
@@ -67,7 +67,7 @@ def place(boxes: Tensor, output_size, spatial_scale: float, sampling_ratio: int,
 
 
 def visiting_order(places, output_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """(R,) RoIs by image, then by strips of 16 rows, then from left to right: neighbours find each other's cells cached."""
+    """(R,) RoIs by image, then by strips of 16 rows, then from left to right: what one has read, the next finds cached."""
     batch, start, bin_size = places[:3]
     if len(batch) < 32:
         return np.arange(len(batch))

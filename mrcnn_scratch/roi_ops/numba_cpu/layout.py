@@ -1,4 +1,4 @@
-"""Layouts: plain NCHW and channels_last tensors as tables with a row of channels per place, and transposes between them."""
+"""Layouts: plain and channels_last tensors as tables with a row of channels per place, and transposes between them."""
 
 import math
 
@@ -56,7 +56,7 @@ def channel_runs(C: int, values_per_channel: int, itemsize: int) -> list[slice]:
 
 @intrinsic
 def _transpose_block(typing_context, source, target):
-    """target[i, j] = source[j, i] of (LANES, LANES) arrays, in SIMD registers: three times faster than element by element.
+    """target[i, j] = source[j, i] of (LANES, LANES) arrays, in SIMD registers: three times faster than one by one.
 
     log2(LANES) rounds; round d exchanges, between rows k and k + d, the halves of each 2d x 2d square that lie off its
     diagonal.
@@ -102,7 +102,7 @@ def _transpose(source, target):
 
 @compiled
 def _transpose_part(source, target, along_source, first, last, k, pieces):
-    """Piece k of a transpose of the places first..last-1, which are the columns of the source or those of the target."""
+    """Piece k of a transpose of the places first..last-1, which are columns of the source or else of the target."""
     length = last - first
     low = first + length * k // pieces // LANES * LANES
     high = first + length * (k + 1) // pieces // LANES * LANES if k + 1 < pieces else last

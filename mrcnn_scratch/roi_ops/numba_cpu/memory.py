@@ -2,7 +2,7 @@
 
 A fresh array costs a page fault for every 4 KB of it, and the system clears each page: on the machine that this was
 measured on, torch.zeros of 69 MB took 133 ms, and the same zeros into memory already there took 4. So blocks that
-nobody uses any more are kept, up to `KEEP` bytes of them, and handed out again; smaller arrays malloc recycles by itself.
+nobody uses any more are kept, up to `KEEP` bytes, and handed out again; smaller arrays malloc recycles by itself.
 """
 
 import threading

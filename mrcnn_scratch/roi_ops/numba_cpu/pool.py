@@ -49,7 +49,8 @@ def _forward_roi(table, n, W, top, bottom, left, right, out, winner, r):
 def _forward_range(table, size, boxes, scale, bins, order, out, winner, first, last):
     """table (N, H*W, C); out and winner (R, h*w, C): the RoIs order[first:last]."""
     (H, W), (h, w) = size, bins
-    top, bottom, left, right = np.empty(h, np.int64), np.empty(h, np.int64), np.empty(w, np.int64), np.empty(w, np.int64)
+    top, bottom = np.empty(h, np.int64), np.empty(h, np.int64)
+    left, right = np.empty(w, np.int64), np.empty(w, np.int64)
     for k in range(first, last):
         r = order[k]
         axis_bins(boxes, r, 2, scale, h, H, top, bottom)
