@@ -55,9 +55,19 @@ def device(function):
 
 
 def compiled(function, signature: tuple):
-    """The kernel `function`, compiled at once for argument types `signature` and for whatever GPU it is started on."""
+    """The kernel `function`, compiled at once for argument types `signature` and for whatever GPU it is started on.
+
+    The result is cached on disk, by the function's code, its file, and the variables that it encloses: what a kernel
+    takes from another file must be among these, or a change there would not reach it.
+    """
     require()
-    return cuda.jit(signature)(function)
+    if SIMULATED:
+        return cuda.jit(signature)(function)
+    options = {"lto": False} if find_spec("numba_cuda") else {}  # run what ptxas made of the PTX that the tests read
+    try:
+        return cuda.jit(signature, cache=True, **options)(function)
+    except RuntimeError:  # no folder can be written to: compile again in every process
+        return cuda.jit(signature, **options)(function)
 
 
 def launch(kernel, blocks: int, threads: int, *arguments) -> None:
