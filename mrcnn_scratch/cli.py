@@ -1,4 +1,4 @@
-"""The command line: ``mrcnn demo | data make | data check | train | eval | predict``.
+"""The command line: ``mrcnn demo | data make | data check | train | eval | predict | bench roi``.
 
 A mistake of the user's ends in one line on standard error and exit status 2; a fault of ours keeps its traceback.
 """
@@ -22,6 +22,8 @@ app = typer.Typer(
 )  # fmt: skip
 data_app = typer.Typer(help="The embedded data, and checks of your own.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(help="Measures the package against torchvision and onnxruntime.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 Out = Annotated[Path, typer.Option(help="Folder of the results.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the weights, the batches and shapes data.")]
@@ -254,6 +256,28 @@ def predict(
     for path, count in pictures:
         typer.echo(f"{path}: {count} objects above {threshold}")
     typer.echo(f"COCO results in {out}: {', '.join(path.name for path in results)}")
+
+
+@bench_app.command(
+    "roi", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)
+def bench_roi(context: typer.Context) -> None:
+    """RoI ops and NMS: how many times faster than torchvision; --help lists the options."""
+    raise typer.Exit(_benchmark("roi_ops").main(context.args, "mrcnn bench roi"))
+
+
+def _benchmark(name: str):
+    """A module of benchmarks/, which is a part of the checkout and not of the package: it imports the peers."""
+    import importlib
+
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "benchmarks" / f"{name}.py").is_file():
+        raise ValueError(
+            f"the benchmarks are in the project's checkout, and {root} is none: clone the project, "
+            "run pip install -e '.[test]' in it, and start mrcnn from there"
+        )
+    sys.path.insert(0, str(root))
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 def _check_folder(path: Path, name: str = "--out") -> None:
