@@ -65,7 +65,25 @@ def test_equals_torchvision(canonical):
     assert len(levels.unique()) >= (3 if canonical == (40, 3) else 2)
 
 
-def test_order_is_that_of_the_boxes():
+def test_trap_15_sizes_that_are_no_multiple_of_the_stride():
+    """A 799 x 1333 image has 25 rows at stride 32: torchvision infers 1/32 from 25 / 799, ours is told the stride."""
+    g = torch.Generator().manual_seed(1)
+    sizes = [(-(-799 // s), -(-1333 // s)) for s in (4, 8, 16, 32)]
+    features = [torch.randn(1, 2, *size, generator=g, dtype=torch.float64) for size in sizes]
+    corner = torch.rand(40, 2, generator=g, dtype=torch.float64) * torch.tensor([900.0, 400.0])
+    size = torch.exp(torch.rand(40, 2, generator=g, dtype=torch.float64) * 3 + 4)  # 55 to 1,100 pixels
+    boxes = torch.cat([corner, corner + size], dim=1)
+    names = [str(i) for i in range(4)]
+    theirs = torchvision.ops.MultiScaleRoIAlign(names, (3, 2), 2)
+    expected = theirs(dict(zip(names, features, strict=True)), [boxes], [(799, 1333)])
+    assert theirs.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+    legacy = functools.partial(roi_align, sampling_ratio=2, aligned=False)
+    mine = multiscale_roi(features, [boxes], (3, 2), [4, 8, 16, 32], legacy, eps=1e-6, eps_inside_log=False)
+    torch.testing.assert_close(mine, expected, rtol=0, atol=1e-10)
+    assert len(assign_levels(boxes, 2, 5).unique()) == 4
+
+
+def test_trap_14_order_is_that_of_the_boxes():
     """Shuffled boxes give equally shuffled outputs, though each level pools its own together."""
     features, boxes = pyramid(N=1), some_boxes(40, 3)
     out = multiscale_roi(features, [boxes], 2, [4, 8, 16, 32], roi_align, 40, 3)

@@ -306,6 +306,15 @@ def test_results_do_not_depend_on_what_the_memory_held():
 # ---- what is not there
 
 
+def test_importing_the_ops_imports_no_compiler():
+    """torch._dynamo takes two seconds to import, Numba half a one: neither before it is wanted."""
+    out = run_python("""
+        import sys, mrcnn_scratch.roi_ops
+        print(sorted({"numba", "torch._dynamo"} & set(sys.modules)))
+    """)
+    assert out == "[]"
+
+
 def test_auto_falls_back_and_says_why_once(monkeypatch):
     x, boxes = case(dtype=torch.float32)
     expected = roi_align(x, boxes, 2, 0.25, backend="torch")

@@ -184,10 +184,14 @@ def _choose(features: Tensor, boxes: Tensor, backend: str) -> tuple[str, Tensor,
     return backend, features.to(dtype), boxes
 
 
-@torch.compiler.assume_constant_result
 def _missing(backend: str, warn: bool = True) -> str:
     """Why a compiled backend cannot be used here, "" if it can; says so once where the choice was ours."""
     return _look_for(backend, warn)
+
+
+# torch.compile asks once instead of reading this function. torch.compiler.assume_constant_result sets this mark too, and
+# imports all of torch._dynamo to do it: two seconds, for everybody who imports this package.
+_missing._dynamo_marked_constant = True
 
 
 @functools.cache

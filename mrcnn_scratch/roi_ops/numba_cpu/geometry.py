@@ -67,7 +67,7 @@ def place(boxes: Tensor, output_size, spatial_scale: float, sampling_ratio: int,
 
 
 def visiting_order(places, output_size: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """(R,) RoIs by image, then by strips of 16 rows, then from left to right: what one has read, the next finds cached."""
+    """(R,) RoIs by image, strips of 16 rows, and from left to right: what one has read, the next finds in the cache."""
     batch, start, bin_size = places[:3]
     if len(batch) < 32:
         return np.arange(len(batch))
