@@ -189,7 +189,7 @@ def _missing(backend: str, warn: bool = True) -> str:
     return _look_for(backend, warn)
 
 
-# torch.compile asks once instead of reading this function. torch.compiler.assume_constant_result sets this mark too, but
+# torch.compile asks once instead of reading this function. torch.compiler.assume_constant_result sets this mark, and
 # imports all of torch._dynamo for it: two seconds, for everybody who imports this package.
 _missing._dynamo_marked_constant = True
 
