@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, max_pool2d
 
 from mrcnn_scratch.roi_ops import roi_align, roi_pool, roi_warp
+from mrcnn_scratch.roi_ops.reference.sampling import axis_samples
 
 BACKENDS = ("reference", "torch", "numba")
 FAST = ("torch", "numba")
@@ -84,6 +85,26 @@ def cases(draw, most: int = 40, first: int = -3, least: int = 1) -> Case:
     return Case(features, torch.tensor(rows, dtype=torch.float64).view(-1, 5), size, scale)
 
 
+def sample_places(case: Case, ratio: int, convention: str) -> list[list[tuple[float, int]]]:
+    """For each RoI all its samples' places in index space, of both axes, as (v, cells of that axis)."""
+    (H, W), (h, w) = case.features.shape[2:], case.size
+    return [
+        [
+            (v, length)
+            for low, high, bins, length in ((y1, y2, h, H), (x1, x2, w, W))
+            for p in range(bins)
+            for v, _ in axis_samples(low, high, bins, p, case.scale, ratio, convention)
+        ]
+        for _, x1, y1, x2, y2 in case.boxes.tolist()
+    ]
+
+
+def near_border_edge(v: float, length: int, convention: str) -> bool:
+    """Whether a rounding error may decide if the sample counts."""
+    edges = (-0.5, length - 0.5) if convention == "mnc" else (-1, length)
+    return any(abs(v - edge) < 1e-4 for edge in edges)
+
+
 # ---- forward and backward
 
 
@@ -138,7 +159,7 @@ def by_grid_sample(features, boxes, size, scale, ratio, convention, reduce="mean
         if ny * nx == 0:
             out.append(features.new_zeros(C, *size))
             continue
-        reach = 0.5 - 1e-12 if convention == "mnc" else 1.0  # beyond the outermost centres
+        reach = 0.5 - 1e-9 if convention == "mnc" else 1 + 1e-9  # beyond the outermost centres
         inside_y, inside_x = ((v >= -reach) & (v <= length - 1 + reach) for v, length in ((y, H), (x, W)))
         points = torch.broadcast_tensors(2 * (x + 0.5) / W - 1, (2 * (y + 0.5) / H - 1)[:, None])
         grid = torch.stack(points, dim=-1)[None]

@@ -1,11 +1,14 @@
 """Every backend against the reference loops: results, gradients by the features and by the boxes, all ops."""
 
+from functools import partial
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrcnn_scratch.roi_ops import roi_pool
+from mrcnn_scratch.roi_ops import numba_cpu, roi_pool
 from tests.roi_cases import (
     BACKENDS,
     FAST,
@@ -132,3 +135,30 @@ def test_no_rois(op, backend, ratio):
     assert boxes.grad is None if op == "pool" else boxes.grad.shape == (0, 5)
     op = roi_pool if op == "pool" else SAMPLERS[op]
     assert op(features.detach()[:0], [], 2, backend=backend).shape == (0, 3, 2, 2)
+
+
+def poisoned(allocate):
+    """As `allocate`, but what should be overwritten before it is read is NaN, or a number that is no cell or sample."""
+
+    def fill(*arguments):
+        array = allocate(*arguments)
+        values = array if isinstance(array, torch.Tensor) else torch.from_numpy(array)
+        values.fill_(torch.nan if values.is_floating_point() else -(2**30))
+        return array
+
+    return fill
+
+
+@pytest.mark.parametrize("op", [*SAMPLERS, "pool"])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(case=cases(most=2, least=3), ratio=st.sampled_from([0, 1, 2]), reduce=st.sampled_from(["mean", "max"]))
+def test_kernels_read_nothing_that_they_have_not_written(op, case, ratio, reduce):
+    """Memory comes as others left it, and of a map only the rows that RoIs touch are copied: nothing may read more."""
+    if op == "pool":
+        run = partial(gradients, roi_pool, *case)
+    else:
+        run = partial(gradients, SAMPLERS[op], *case, ratio, reduce=reduce, box_gradients=True)
+    allocators = {name: poisoned(getattr(numba_cpu, name)) for name in ("new", "scratch")}
+    with mock.patch.multiple(numba_cpu, **allocators):
+        mine = run(backend="numba")
+    assert_all_close(mine, run(backend="torch"), 1e-10)
