@@ -229,9 +229,8 @@ def crop_and_resize(image, box, size) -> np.ndarray:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_trap_10_crop_and_resize_is_not_roi_align(backend):
-    """As matterport calls it, the box is divided by the image's size less one: one sample a bin, the outer ones on the
-    corners of the box, where no RoI op reads. Only of a box shrunk by half a bin on each side, and moved by half a
-    pixel, it is RoIAlign."""
+    """One sample a bin, the outer ones on the corners of the box, no half pixel: no RoI op reads there. Only of a box
+    shrunk by half a bin on each side, and moved by half a pixel, it is RoIAlign with one sample."""
     image = np.random.default_rng(0).normal(size=(8, 11)).cumsum(axis=0).cumsum(axis=1)
     x1, y1, x2, y2 = box = np.array([1.3, 0.9, 8.2, 5.8])
     size, scale = (3, 4), np.array([10, 7, 10, 7])
