@@ -7,6 +7,7 @@ A kernel's file must say `from numba import cuda`: under that name the simulator
 """
 
 import functools
+import warnings
 from importlib.util import find_spec
 
 import numba
@@ -19,8 +20,14 @@ if not hasattr(np, "row_stack"):
 
 from numba import cuda  # noqa: E402
 
+# a handful of RoIs is a small grid, and the last step of NMS is a single block by design
+warnings.filterwarnings("ignore", message=r"Grid size \d+ will likely result in GPU under-utilization")
+
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 INSTALL = 'pip install "mrcnn_scratch[cuda]"'
+_NUMBA_CUDA = find_spec("numba_cuda") is not None  # else Numba's built-in target, which has none of these options
+_INLINE = {"forceinline": True} if _NUMBA_CUDA else {}
+_OPTIONS = {"lto": False} if _NUMBA_CUDA else {}  # what runs is what ptxas makes of the PTX that the tests read
 
 
 @functools.cache
@@ -30,13 +37,11 @@ def why_not() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
-    if find_spec("numba_cuda") is None:
-        return f"numba-cuda is not installed: {INSTALL}"
     try:
-        cuda.current_context()
-        cuda.compile_ptx(_nothing, (), cc=(9, 0))
-    except Exception as error:  # a driver, libnvvm or libnvrtc that is not found: each raises a type of its own
-        return f"numba-cuda does not work here ({error}): {INSTALL}, or point CUDA_HOME at a CUDA toolkit"
+        cuda.jit((), **_OPTIONS)(_nothing)  # compiled, linked and loaded
+    except Exception as error:  # a driver or a library that is not found, or too old: each raises a type of its own
+        missing, why = "" if _NUMBA_CUDA else "numba-cuda is not installed, and ", " ".join(str(error).split())
+        return f"{missing}Numba cannot compile for this GPU ({why}): {INSTALL}, or point CUDA_HOME at a CUDA toolkit"
     return None
 
 
@@ -50,8 +55,7 @@ def device(function):
     """Decorate what kernels call. Inlined when compiled; plain Python in the simulator, whose wrapper is slow."""
     if SIMULATED:
         return function
-    inline = {"forceinline": True} if find_spec("numba_cuda") else {}  # Numba's built-in target has no such option
-    return cuda.jit(device=True, **inline)(function)
+    return cuda.jit(device=True, **_INLINE)(function)
 
 
 def compiled(function, signature: tuple):
@@ -63,11 +67,10 @@ def compiled(function, signature: tuple):
     require()
     if SIMULATED:
         return cuda.jit(signature)(function)
-    options = {"lto": False} if find_spec("numba_cuda") else {}  # run what ptxas made of the PTX that the tests read
     try:
-        return cuda.jit(signature, cache=True, **options)(function)
+        return cuda.jit(signature, cache=True, **_OPTIONS)(function)
     except RuntimeError:  # no folder can be written to: compile again in every process
-        return cuda.jit(signature, **options)(function)
+        return cuda.jit(signature, **_OPTIONS)(function)
 
 
 def launch(kernel, blocks: int, threads: int, *arguments) -> None:

@@ -16,6 +16,7 @@ ALIGNED, LEGACY, WARP = 0, 1, 2
 FAR = 1e9  # cells; a box further off is an exploded one, and its adaptive samples would not fit an int32
 
 
+@functools.lru_cache(256)
 def sampling_rule(convention: str, size: tuple[int, int], spatial_scale: float, T) -> tuple:
     """What kernels need of a convention besides its number: scale, offset of a sample in its part of the bin, and the
     places v that count, lowest <= v <= last, with last for y and x; all in T. MNC's -0.5 < v < L - 0.5 is that, too.
