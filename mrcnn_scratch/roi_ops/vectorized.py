@@ -28,7 +28,7 @@ def _whole(value: int, like: Tensor) -> Tensor:
 
 
 def _at_least_one(size: Tensor) -> Tensor:
-    """Not `clamp`: whether that passes a gradient at 1, a RoIWarp of one cell, differs between versions of torch."""
+    """Not `clamp`: versions of torch differ in whether it passes a gradient at 1 itself, where a RoIWarp often is."""
     return torch.where(size >= 1, size, 1.0)
 
 
@@ -81,7 +81,7 @@ def axis_samples(
     x = start + p * bin_size + (i + offset) * bin_size / _whole(grid, start)  # (R, bins, grid)
     inside = (x > -0.5) & (x < length - 0.5) if convention == "mnc" else (x >= -1.0) & (x <= length)
     clamped = x.detach().clamp(0, length - 1)
-    if x.requires_grad:  # a clamped sample reads the same wherever it lies; at 0 and length - 1 torch's clamp disagrees
+    if x.requires_grad:  # a clamped sample reads the same wherever it lies; `clamp` itself: see `_at_least_one`
         clamped = torch.where((x > 0) & (x < length - 1), x, clamped)
     low = clamped.detach().floor()
     fraction = clamped - low
