@@ -11,13 +11,16 @@
  9  RoIWarp without the rounding              test_roi_warp: test_trap_09_*
 10  crop_and_resize is not RoIAlign           test_roi_peers: test_trap_10_*
 11  gradients by the boxes, by accident       test_roi_box_gradients: test_trap_11_*; test_model: the RPN receives none
-12  sums whose order the threads decide       test_trap_12_* here; test_roi_cuda, cudasim
+12  sums whose order the threads decide       test_trap_12_* here; on a GPU: test_cuda_gpu_torch
 13  corners in half precision                 test_trap_13_* here; test_roi_integration: autocast
-14  order of RoIs over pyramid levels         test_levels
-15  spatial_scale cut down to a whole power   test_levels
-16  Numba's simulator poses as a GPU          test_roi_cuda
-17  kernels on another stream                 test_roi_cuda
+14  order of RoIs over pyramid levels         test_levels: test_trap_14_*
+15  spatial_scale cut down to a whole power   test_levels: test_trap_15_*
+16  Numba's simulator poses as a GPU          test_cuda_simulator: a process of its own; cudasim
+17  kernels on another stream than torch's    test_cuda_gpu_torch: needs a GPU
 """
+
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +28,23 @@ import torch
 from mrcnn_scratch.config import model_config
 from mrcnn_scratch.roi_ops import roi_align, roi_pool
 from tests.roi_cases import BACKENDS, OPS, gradients
+
+
+def test_every_trap_has_its_tests():
+    """The table above names files and tests that are there."""
+    rows = re.findall(r"^ ?(\d+)  (.+)$", __doc__, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 18))
+    here, named = Path(__file__).parent, 0
+    for number, row in rows:
+        files = [*re.findall(r"\btest_(?!trap)\w+", row)]
+        paths = [here / f"{file}.py" for file in files if not file.startswith("test_gradcheck")]
+        assert all(path.is_file() for path in paths), row
+        for trap in re.findall(r"test_trap_\d\d_", row):
+            assert int(trap[10:12]) == int(number)
+            sources = [path.read_text(encoding="utf-8") for path in [*paths, Path(__file__)]]
+            assert any(f"def {trap}" in source for source in sources), row
+            named += 1
+    assert named >= 12
 
 
 def test_trap_02_both_conventions_are_a_setting():
