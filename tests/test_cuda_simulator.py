@@ -17,7 +17,8 @@ FOLDER = Path(__file__).parent / "cudasim"
 @pytest.mark.slow
 def test_kernels_equal_the_reference_in_the_simulator():
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER / "simulated_roi_ops.py")]
+    files = map(str, sorted(FOLDER.glob("simulated_*.py")))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
     passed = re.search(r"(\d+) passed", run.stdout)

@@ -13,7 +13,7 @@ import numpy as np
 from numba import cuda
 
 from ..._numba_cuda import device
-from .geometry import box_region, sample_count, weighted_cells
+from .geometry import box_region, sample_count, sample_share, weighted_cells
 from .threads import NOT_NEGATIVE, RUN, bins_of, channel_run, channel_step, memory, roi_share
 
 
@@ -61,8 +61,8 @@ def mean_kernel(T, channels_last: bool, ratio: int, backward: bool):
     cells, hoisted = 2 * group, ratio == group
     share, work, bins, layout = roi_share(), channel_run(channels_last), bins_of(channels_last), memory(channels_last)
     box, count, fill = box_region(T), sample_count(T, ratio), weighted_cells(T, group, ratio)
-    begin, visit, finish = transfer(T, channels_last, backward)
-    zero, one, nan, run = T(0), T(1), T(np.nan), RUN
+    average, (begin, visit, finish) = sample_share(T), transfer(T, channels_last, backward)
+    zero, nan, run = T(0), T(np.nan), RUN
     first, group_ = np.int32(0), np.int32(group)  # 32 bits, or a loop's counter and its end take two registers each
 
     def kernel(source, boxes, target, sizes, rule):
@@ -75,19 +75,14 @@ def mean_kernel(T, channels_last: bool, ratio: int, backward: bool):
             return
         y, bin_y, _, x, bin_x, _, image = box(boxes, r, N, h, w, scale, convention)
         ny, nx, left = count(bin_y, asked), count(bin_x, asked), np.int32(C - c)
-        samples = T(ny) * T(nx)
-        factor = one / samples if samples > zero else zero
-        if image < 0:
-            factor = nan
+        factor = average(ny, nx) if image >= 0 else nan
         corner, cell, channel = layout(image, c, C, H * W, stride)
         out_corner, bin_, out_channel = layout(r, c, C, h * w, C)
-        row_cells = cuda.local.array(cells, np.int32)
-        row_weights = cuda.local.array(cells, T)
-        column_cells = cuda.local.array(cells, np.int32)
-        column_weights = cuda.local.array(cells, T)
+        row_cells, row_weights = cuda.local.array(cells, np.int32), cuda.local.array(cells, T)
+        column_cells, column_weights = cuda.local.array(cells, np.int32), cuda.local.array(cells, T)
         values = cuda.local.array(run, T)
         if hoisted:
-            fill(y, bin_y, p, 0, ny, offset, lowest, last_y, H, row_cells, row_weights)
+            fill(y, bin_y, p, first, ny, offset, lowest, last_y, H, row_cells, row_weights)
         for q in range(q_first, q_end):
             out_at = out_corner + np.int64(np.int32(p * w + q)) * np.int64(bin_)
             begin(source, out_at, out_channel, left, factor, values)
@@ -102,8 +97,7 @@ def mean_kernel(T, channels_last: bool, ratio: int, backward: bool):
                             for b in range(cells):
                                 if column_weights[b] != zero:
                                     at = corner + np.int64(np.int32(row + column_cells[b])) * np.int64(cell)
-                                    weight = row_weights[a] * column_weights[b]
-                                    visit(source, target, at, channel, left, weight, values)
+                                    visit(source, target, at, channel, left, row_weights[a] * column_weights[b], values)
             finish(target, out_at, out_channel, left, factor, values)
 
     return kernel

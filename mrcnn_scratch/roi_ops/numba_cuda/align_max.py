@@ -28,8 +28,7 @@ def max_kernel(T, channels_last: bool, ratio: int):
         ny, nx, left = count(bin_y, asked), count(bin_x, asked), np.int32(C - c)
         corner, cell, channel = layout(image, c, C, H * W, stride)
         out_corner, bin_, out_channel = layout(r, c, C, h * w, C)
-        best = cuda.local.array(run, T)
-        which = cuda.local.array(run, np.int32)
+        best, which = cuda.local.array(run, T), cuda.local.array(run, np.int32)
         for q in range(q_first, q_end):
             for k in range(run):
                 best[k], which[k] = zero, np.int32(-1)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda
 
 from ..._numba_cuda import device
-from .geometry import box_region, cell_of, sample_count, sample_place
+from .geometry import box_region, cell_of, sample_count, sample_place, sample_share
 from .threads import RUN, THREADS, channel_run, channel_step, memory, single_channel
 
 
@@ -67,7 +67,7 @@ def mean_boxes_kernel(T, channels_last: bool):
     work, layout, step = channel_run(channels_last), memory(channels_last), channel_step(channels_last)
     box, count, locate, at = box_region(T), sample_count(T, 0), cell_of(T), sample_place(T)
     change, finish, zero, run, threads = slopes(T), corner_gradients(T), T(0), RUN, np.int32(THREADS)
-    none = np.int32(0)
+    average, none = sample_share(T), np.int32(0)
 
     def kernel(grad, features, boxes, target, sizes, rule):
         N, C, H, W, h, w, _, stride, asked, convention, items = sizes
@@ -82,8 +82,7 @@ def mean_boxes_kernel(T, channels_last: bool):
             q = np.int32(place - p * w)
             corner, cell, channel = layout(image, c, C, H * W, stride)
             out_at, bin_, out_channel = layout(r, c, C, h * w, C)
-            out_at += np.int64(place) * np.int64(bin_)
-            left_channels = np.int32(C - c)
+            out_at, channels = out_at + np.int64(place) * np.int64(bin_), np.int32(C - c)
             for i in range(ny if c < C else none):
                 in_y, top, fy, moves_y = locate(at(y, bin_y, p, i, ny, offset), lowest, last_y, H)
                 below = np.int32(W if top < H - 1 else 0)  # in cells
@@ -94,7 +93,7 @@ def mean_boxes_kernel(T, channels_last: bool):
                     here = corner + np.int64(np.int32(top * W + left)) * np.int64(cell)
                     a, b, d, e = zero, zero, zero, zero  # sums over channels of gradient times cell
                     for k in range(run):
-                        if in_x and k * step < left_channels:
+                        if in_x and k * step < channels:
                             g = grad[np.uint64(out_at + np.int64(k * step) * np.int64(out_channel))]
                             at_k = here + np.int64(k * step) * np.int64(channel)
                             under_k = at_k + np.int64(below) * np.int64(cell)
@@ -107,9 +106,7 @@ def mean_boxes_kernel(T, channels_last: bool):
                     row_y += moves_y * dy
                     sum_x, sum_tx = sum_x + moves_x * dx, sum_tx + (T(np.int32(q * nx + j)) + offset) * (moves_x * dx)
                 sum_y, sum_ty = sum_y + row_y, sum_ty + (T(np.int32(p * ny + i)) + offset) * row_y
-        samples = T(ny) * T(nx)
-        share = T(1) / samples if samples > zero else zero
-        finish(target, r, scale * share, sum_y, sum_ty, ny * h, free_y, sum_x, sum_tx, nx * w, free_x)
+        finish(target, r, scale * average(ny, nx), sum_y, sum_ty, ny * h, free_y, sum_x, sum_tx, nx * w, free_x)
 
     return kernel
 

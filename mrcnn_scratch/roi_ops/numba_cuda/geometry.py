@@ -150,6 +150,19 @@ def sample_count(T, ratio: int):
 
 
 @functools.cache
+def sample_share(T):
+    """What each of a bin's samples counts in their mean; 0 where there are none."""
+    zero, one = T(0), T(1)
+
+    @device
+    def share(ny, nx):
+        samples = T(ny) * T(nx)
+        return one / samples if samples > zero else zero
+
+    return share
+
+
+@functools.cache
 def sample_place(T):
     """The place v of sample i of n in bin p."""
     times = rounded_product(T)

@@ -53,8 +53,7 @@ def pool_kernel(T, channels_last: bool):
         out_corner, bin_, out_channel = layout(r, c, C, h * w, C)
         top, bottom = cells(y, bin_y, p, H)
         left = np.int32(C - c)
-        best = cuda.local.array(run, T)
-        which = cuda.local.array(run, np.int32)
+        best, which = cuda.local.array(run, T), cuda.local.array(run, np.int32)
         for q in range(q_first, q_end):
             first, end = cells(x, bin_x, q, W)
             for k in range(run):

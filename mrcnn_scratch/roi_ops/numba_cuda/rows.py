@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda
 
 from ..._numba_cuda import device
-from .geometry import box_region, cell_of, rounded_product, sample_count, sample_place
+from .geometry import box_region, cell_of, rounded_product, sample_count, sample_place, sample_share
 from .threads import THREADS, memory
 
 TILE = 32  # a warp writes a line of plain tensors; in float64 the sums take 33 of the 48 KB of shared memory
@@ -40,7 +40,7 @@ def may_reach(T):
 def mean_contribution(T):
     """Add RoI's share of one row of cells: sums[x - x0, thread] += weight * gradient."""
     count, locate, at, reach, times = sample_count(T, 0), cell_of(T), sample_place(T), may_reach(T), rounded_product(T)
-    zero, one, none = T(0), T(1), np.int32(0)
+    average, zero, one, none = sample_share(T), T(0), T(1), np.int32(0)
 
     @device
     def add(grad, winner, corner, bin_, y, bin_y, x, bin_x, row, x0, sums, thread, sizes, rule):
@@ -58,7 +58,7 @@ def mean_contribution(T):
                         weight += fraction
             for q in range(w if weight != zero else none):
                 if reach(x + times(T(q), bin_x), bin_x, x0, np.int32(x0 + (TILE - 1))):
-                    g = grad[np.uint64(corner + np.int64(p * w + q) * np.int64(bin_))] * (weight / (T(ny) * T(nx)))
+                    g = grad[np.uint64(corner + np.int64(p * w + q) * np.int64(bin_))] * (weight * average(ny, nx))
                     for j in range(nx):
                         counts, cell, fraction, _ = locate(at(x, bin_x, q, j, nx, offset), lowest, last_x, W)
                         column = np.int32(cell - x0)
@@ -113,11 +113,10 @@ def pool_contribution(T):
     @device
     def add(grad, winner, corner, bin_, y, bin_y, x, bin_x, row, x0, sums, thread, sizes, rule):
         _, _, _, W, h, w, _, _, _, _, _ = sizes
-        width = TILE if x0 + TILE < W else W - x0
         for place in range(np.int32(h * w)):
             index = np.uint64(corner + np.int64(place) * np.int64(bin_))
             column = np.int32(winner[index] - (row * W + x0))
-            if column >= 0 and column < width:
+            if column >= 0 and column < TILE:  # beyond the row's end, in the next row: never written out
                 sums[column, thread] += grad[index]
 
     return add
