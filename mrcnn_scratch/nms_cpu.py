@@ -9,43 +9,48 @@ on how many there are, and a forked worker may call it.
 All boxes share one cell if a stray one lies very far out: still right, but every kept box then meets every other.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._numba import compiled
+from ._numba import compiled, run
 
 BLOCK = 16  # boxes compared at a time: two AVX2 registers of float32
 
 
-def keep(boxes: Tensor, scores: Tensor, groups: Tensor | None, threshold: float) -> Tensor:
+def keep(boxes: Tensor, scores: Tensor, groups: Tensor | None, threshold: float) -> Tensor | None:
     """The boxes that greedy NMS keeps.
 
     Args:
-        boxes: (R, 4) float32 or float64 xyxy, finite, on the CPU.
-        scores: (R,) float, finite.
+        boxes: (R, 4) float32 or float64 xyxy, on the CPU.
+        scores: (R,) float.
         groups: (R,) integers; only boxes of one group suppress each other. None: all are one group.
         threshold: a number that the boxes' dtype can hold; an IoU above it suppresses.
-    Returns: (D,) int64 indices, best first.
+    Returns: (D,) int64 indices, best first; None if boxes or scores are not all finite.
     """
     boxes = boxes.contiguous().numpy()
-    R = len(boxes)
+    scores = (scores if scores.dtype == torch.float64 else scores.float()).numpy()
+    R, order = len(boxes), best_first(scores)
+    if R and not (math.isfinite(scores[order[0]]) and math.isfinite(scores[order[-1]])):
+        return None  # of sorted scores, infinities and NaN are the first or the last
     codes, count = _codes(groups.numpy()) if groups is not None and R else (np.zeros(R, np.int32), 1)
-    kept = np.empty(R, np.int64)
-    kind = np.finfo(boxes.dtype)
-    D = _sweep(boxes, best_first(scores), codes, count, kind.dtype.type(threshold), float(kind.tiny) * 1e8, kept)
-    return torch.from_numpy(kept[:D])
+    kept, kind = np.empty(R + 1, np.int64), np.finfo(boxes.dtype)
+    limits = kind.dtype.type(threshold), float(kind.tiny) * 1e8
+    run(_sweep, None, 0, boxes, order, codes, count, *limits, kept)  # 0: there is no parallel variant
+    return torch.from_numpy(kept[: kept[-1]]) if kept[-1] >= 0 else None
 
 
-def best_first(scores: Tensor) -> np.ndarray:
-    """(R,) float -> (R,) int64, the order of descending scores; equal ones stay in order.
+def best_first(scores: np.ndarray) -> np.ndarray:
+    """(R,) float32 or float64 -> (R,) int64, the order of descending scores; equal ones stay in order.
 
     NumPy sorts whole numbers several times faster than anybody argsorts floats. So: the bits of a float32, made to
     ascend as its value descends, above the index of the box, which also settles ties.
     """
-    if scores.dtype == torch.float64:
-        return scores.argsort(descending=True, stable=True).numpy()
-    bits = (scores.float() + 0.0).numpy().view(np.int32)  # + 0.0: -0.0 equals 0.0 and must not come after it
+    if scores.dtype == np.float64:
+        return np.argsort(-scores, kind="stable")
+    bits = (scores + np.float32(0)).view(np.int32)  # -0.0 + 0 is 0.0: the two are equal
     ascending = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats: larger bits mean a smaller value
     keys = (~ascending).astype(np.int64) << 32 | np.arange(len(bits))
     keys.sort()
@@ -59,6 +64,15 @@ def _codes(groups: np.ndarray) -> tuple[np.ndarray, int]:
         names, codes = np.unique(groups, return_inverse=True)
         return codes.astype(np.int32), len(names)
     return (groups - low).astype(np.int32), high - low + 1
+
+
+@compiled(error_model="numpy")
+def _finite(boxes):
+    wrong = 0  # counted, not returned at once: without a branch this is SIMD
+    for r in range(len(boxes)):
+        for k in range(4):
+            wrong += not abs(boxes[r, k]) < np.inf
+    return wrong == 0
 
 
 @compiled(error_model="numpy")
@@ -119,8 +133,8 @@ def _grid(boxes, reach, most):
     rows = _cells(bottom - top, near * height, most)
     shrink = min(1.0, np.sqrt(most / (columns * rows)))
     columns, rows = max(int(columns * shrink), 1), max(int(rows * shrink), 1)
-    across = columns / (right - left) if 0 < right - left < np.inf else 0.0
-    down = rows / (bottom - top) if 0 < bottom - top < np.inf else 0.0
+    across = columns / (right - left) if right > left else 0.0
+    down = rows / (bottom - top) if bottom > top else 0.0
     slack = (2.0**-50 * max(abs(left), abs(right)) + 1e-300, 2.0**-50 * max(abs(top), abs(bottom)) + 1e-300)
     return (left, top), (across, down), (columns, rows), (widest, highest), slack
 
@@ -169,11 +183,16 @@ def _suppress(data, group, mine, p, first, last, threshold):
 
 @compiled(error_model="numpy")
 def _sweep(boxes, order, codes, count, threshold, smallest, kept):
-    """Fill kept with the indices that stay, best first, and return how many. A suppressed box has group -1."""
-    if len(boxes) == 0:
-        return 0
+    """Fill kept (R + 1,) with the indices that stay, best first, and at its end how many: -1 if a box is not finite.
+
+    A suppressed box has group -1.
+    """
+    finite, R = _finite(boxes), len(boxes)
+    if R == 0 or not finite:
+        kept[-1] = 0 if finite else -1
+        return
     reach = _reach(boxes, threshold, smallest)
-    low, per_pixel, shape, largest, slack = _grid(boxes, reach, max(1.0, len(boxes) / count))
+    low, per_pixel, shape, largest, slack = _grid(boxes, reach, max(1.0, R / count))
     end, place, data, group = _sort_into_cells(boxes, codes, count, low, per_pixel, shape)
     D, (columns, rows) = 0, shape
     for index in order:
@@ -185,8 +204,6 @@ def _sweep(boxes, order, codes, count, threshold, smallest, kept):
         D += 1
         left, top = np.float64(boxes[index, 0]), np.float64(boxes[index, 1])
         width, height = np.float64(boxes[index, 2]) - left, np.float64(boxes[index, 3]) - top
-        if not (width > 0 and height > 0):
-            continue
         x, y = left + 0.5 * width, top + 0.5 * height
         # to overlap at all, centres must be closer than the mean of both sizes
         near_x = min(reach * width, 0.5 * width + 0.5 * largest[0]) * (1 + 1e-9) + slack[0]
@@ -198,4 +215,4 @@ def _sweep(boxes, order, codes, count, threshold, smallest, kept):
             c = (mine * rows + row) * columns
             first = end[c + west - 1] if c + west > 0 else 0
             _suppress(data, group, mine, p, first, end[c + east], threshold)
-    return D
+    kept[-1] = D

@@ -1,9 +1,13 @@
 """NMS: hand numbers, the definition, torchvision, ties, groups, and boxes at the edge of what a grid cell can see."""
 
 import importlib
+import os
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -11,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mrcnn_scratch
+from mrcnn_scratch import nms_cpu
 from mrcnn_scratch.nms import batched_nms, nms
 
 module = importlib.import_module("mrcnn_scratch.nms")  # `mrcnn_scratch.nms` is the function
@@ -196,29 +201,93 @@ def test_twelve_thousand_boxes_with_any_number_of_threads():
     assert all(torch.equal(a, b) for other in kept[1:] for a, b in zip(kept[0], other, strict=True))
 
 
-@pytest.mark.parametrize("threshold", [1e-4, 0.01, 0.3, 0.7, 0.99, 1 - 1e-6])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_two_boxes_as_far_apart_as_their_iou_allows(threshold, dtype):
-    """A box and one of t times its width and its height, or its width and t times its height, at one of its corners.
+@pytest.mark.parametrize("threshold", [1e-3, 0.3, 0.7, 0.99, 0.99999])
+def test_boxes_that_overlap_more_have_centres_within_reach(threshold):
+    """The claim on which the grid rests, where it is tight: the smaller box at an end of the larger one, IoU ~ t.
 
-    Their IoU is t and a little, while their centres are as far apart as that permits: were the compiled backend's
-    notion of "near" smaller by a thousandth, it would miss most of these pairs.
+    In float32, rounding lets an IoU exceed t when the centres are a little farther apart than that allows exactly.
     """
-    t = threshold + (1 - threshold) * 1e-3
-    g, n = torch.Generator().manual_seed(0), 400
-    low = 1000 * torch.rand(n, 2, generator=g, dtype=torch.float64)
-    size = (1 + 9 * torch.rand(n, 2, generator=g, dtype=torch.float64)) * (50 if threshold > 0.1 else 5)
-    axis = torch.arange(n) % 2
-    small = size.clone()
-    small[torch.arange(n), axis] *= t
-    at_end = (torch.arange(n) // 2 % 2).view(n, 1) * (size - small)
-    boxes = torch.cat([torch.cat([low, low + size], 1), torch.cat([low + at_end, low + at_end + small], 1)]).to(dtype)
-    idxs = torch.arange(n).repeat(2) // 100  # few groups: grids of many cells
-    for scores in (torch.linspace(1, 0, 2 * n), torch.linspace(0, 1, 2 * n)):  # large first, small first
-        kept = batched_nms(boxes, scores, idxs, threshold, "numba")
-        assert torch.equal(kept, peer(boxes, scores, threshold, idxs))
-        if 0.1 < threshold < 0.999:  # lower: strangers meet as well; higher: float32 corners are too coarse
-            assert len(kept) < 1.1 * n
+    g, n = np.random.default_rng(0), 100_000
+    t = np.float32(threshold)
+    large = g.uniform(1, 10, (n, 2)).astype(np.float32)
+    small = (large[:, 0] * float(t) * (1 + g.uniform(-3e-7, 3e-7, n))).astype(np.float32)
+    shared, size = small * large[:, 1], large[:, 0] * large[:, 1]
+    over = shared / (size + shared - shared) > t
+    apart = (np.abs(large[:, 0].astype(np.float64) - small) / 2 / small)[over]
+    reach = nms_cpu._reach(np.array([[0, 0, 1, 1]], np.float32), t, 1e-30)
+    assert over.any() and not over.all()
+    assert apart.max() <= reach < apart.max() * (1 + 2e-5 / (1 - threshold))
+
+
+def test_reach_is_infinite_where_it_cannot_be_proved():
+    box = np.array([[0, 0, 1, 1]], np.float32)
+    assert nms_cpu._reach(box, np.float32(0), 1e-30) == nms_cpu._reach(box, np.float32(1e-4), 1e-30) == np.inf
+    tiny = np.array([[0, 0, 1, 1], [0, 0, 1e-20, 1e-20]], np.float32)
+    assert nms_cpu._reach(tiny, np.float32(0.7), 1e-30) == np.inf
+
+
+# kept box, suppressed box, threshold: intervals on one axis, and the size on the other
+REACH = ((2.9999, 10, 10), (0, 10, 10), 0.7)  # IoU 0.70001: could not be farther off its centre
+TOUCH = ((0, 3, 10), (2.999, 13, 10), 0.0)  # hardly overlap
+TINY = ((0.09, 0.69, 1.4e-45), (0, 0.6, 1.4e-45), 0.9)  # IoU 0.74, but in float32 all three areas round to the same
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("case", [REACH, TOUCH, TINY])
+def test_the_grid_misses_nothing(case, axis, mirrored):
+    """The farthest box that must go, behind as many boxes without area as it takes to make cells far smaller."""
+    (start, end, size), (start2, end2, _), threshold = case
+    centre, centre2 = (start + end) / 2, (start2 + end2) / 2
+    apart = centre2 - centre
+    between = torch.full((40,), centre + 0.9995 * apart, dtype=torch.float64)  # more than are compared at a time
+    anywhere = torch.linspace(centre - 1.5 * abs(apart), centre + 1.5 * abs(apart), 20_000, dtype=torch.float64)
+    along = torch.cat([torch.tensor([start, start2]).double(), between, anywhere])
+    along_end = torch.cat([torch.tensor([end, end2]).double(), between, anywhere])
+    boxes = torch.full((len(along), 4), size / 2, dtype=torch.float64)
+    boxes[:2, 1 - axis], boxes[:2, 3 - axis] = 0, size
+    boxes[:, axis], boxes[:, axis + 2] = (-along_end, -along) if mirrored else (along, along_end)
+    boxes = boxes.float()
+    scores = torch.linspace(1, 0, len(boxes))
+    assert nms(boxes[:2], scores[:2], threshold, "reference").tolist() == [0]
+    assert nms(boxes, scores, threshold, "numba").tolist() == [0, *range(2, len(boxes))]
+
+
+def test_cells_are_never_outside_the_grid():
+    for centre, cell in ((-5.0, 0), (np.nan, 0), (0.0, 0), (3.2, 3), (1e300, 7), (np.inf, 7), (-np.inf, 0)):
+        assert nms_cpu._cell(centre, 0.0, 1.0, 8) == cell
+
+
+def test_names_of_groups_far_apart_make_no_more_grids():
+    codes, count = nms_cpu._codes(np.array([5, 10**6, -(10**15), 5]))
+    assert codes.tolist() == [1, 2, 0, 1] and count == 3
+    codes, count = nms_cpu._codes(np.array([7, 5, 5]))
+    assert codes.tolist() == [2, 0, 0] and count == 3
+
+
+def test_no_index_is_out_of_bounds():
+    """Compiled code would not notice; so here it runs uncompiled, in a process of its own."""
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", UNCOMPILED],
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1"},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0 and run.stdout.split() == ["done"], run.stderr[-2000:]
+
+
+UNCOMPILED = """
+import test_nms, torch
+from mrcnn_scratch import nms_cpu
+assert not hasattr(nms_cpu._sweep, "py_func")
+for R in (0, 1, 15, 16, 17, 64):
+    boxes, scores = test_nms.scattered(R, "all sizes") if R else (torch.zeros(0, 4), torch.zeros(0))
+    for idxs in (torch.zeros(R).long(), torch.arange(R) // 20, torch.arange(R)):
+        for threshold in (0.0, 0.5, 1.0):
+            test_nms.all_backends(boxes / 10, scores, threshold, idxs)
+print("done")
+"""
 
 
 def test_batched_does_not_move_boxes():
@@ -315,6 +384,17 @@ def test_errors(change, message):
         nms(**(GOOD | change))
     with pytest.raises(ValueError, match=message):
         batched_nms(**(GOOD | change), idxs=torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_named(value, dtype, backend):
+    for place in range(5):
+        boxes, scores = torch.tensor([[0.0, 0, 1, 1]]).repeat(3, 1), torch.tensor([-0.5, 0.5, 0.0])
+        (boxes[1] if place < 4 else scores[1:])[place % 4] = value
+        with pytest.raises(ValueError, match="box 1 = .* is not finite; drop it before NMS"):
+            nms(boxes.to(dtype), scores.to(dtype), 0.5, backend)
 
 
 @pytest.mark.parametrize(
