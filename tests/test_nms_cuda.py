@@ -25,6 +25,7 @@ no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 compiles = pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA's compiler has wheels for Linux alone")
 
 
+@pytest.mark.slow
 def test_in_the_simulator():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SIMULATED)]
     run = subprocess.run(command, env=os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}, capture_output=True, text=True)
