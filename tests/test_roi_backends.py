@@ -162,3 +162,23 @@ def test_kernels_read_nothing_that_they_have_not_written(op, case, ratio, reduce
     with mock.patch.multiple(numba_cpu, **allocators):
         mine = run(backend="numba")
     assert_all_close(mine, run(backend="torch"), 1e-10)
+
+
+def run_parallel(serial, parallel, work: int, *arguments) -> None:
+    """`_numba.run` for any amount of work."""
+    parallel(*arguments)
+
+
+@pytest.mark.parametrize("op", [*SAMPLERS, "pool"])
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(case=cases(most=12), ratio=st.sampled_from([0, 1, 2]), reduce=st.sampled_from(["mean", "max"]))
+def test_parallel_kernels(op, case, ratio, reduce):
+    """Small maps would run the serial variants; here each row of a map is a thread's own, the finest cut there is."""
+    if op == "pool":
+        run = partial(gradients, roi_pool, *case)
+    else:
+        run = partial(gradients, SAMPLERS[op], *case, ratio, reduce=reduce, box_gradients=True)
+    always = [mock.patch.object(module, "run", run_parallel) for module in (numba_cpu, numba_cpu.layout)]
+    with always[0], always[1], mock.patch.object(torch, "get_num_threads", lambda: 8):
+        mine = run(backend="numba")
+    assert_all_close(mine, run(backend="torch"), 1e-10)
