@@ -45,10 +45,10 @@ def with_samples(case: Case, ratio: int, aligned: bool) -> Case:
 # ---- torchvision
 
 
-@settings(max_examples=110, deadline=None, derandomize=True)
+@settings(max_examples=220, deadline=None, derandomize=True)
 @given(case=cases(), aligned=st.booleans(), dtype=DTYPES)
 def test_roi_align_equals_torchvision(case, aligned, dtype):
-    """Forward and backward, to 1e-10 and in float32 2e-5: some 2,000 RoIs, each with four sampling ratios."""
+    """Forward and backward, to 1e-10 and in float32 2e-5: some 3,400 RoIs, each with four sampling ratios."""
     tolerance = 1e-10 if dtype == torch.float64 else 2e-5
     for ratio in (0, 1, 2, 4):
         some = with_samples(case.to(dtype), ratio, aligned)
@@ -57,10 +57,10 @@ def test_roi_align_equals_torchvision(case, aligned, dtype):
             assert_all_close(gradients(roi_align, *some, ratio, aligned, backend=backend), expected, tolerance)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(case=cases(), dtype=DTYPES, ties=st.booleans(), large=st.booleans())
 def test_roi_pool_equals_torchvision(case, dtype, ties, large):
-    """Some 2,000 RoIs, to the bit; with features of few values the first of the largest cells must win, as there."""
+    """Some 2,900 RoIs, to the bit; with features of few values the first of the largest cells must win, as there."""
     case = case.to(dtype)
     if ties:
         case = case._replace(features=case.features.round())
