@@ -182,3 +182,18 @@ def test_parallel_kernels(op, case, ratio, reduce):
     with always[0], always[1], mock.patch.object(torch, "get_num_threads", lambda: 8):
         mine = run(backend="numba")
     assert_all_close(mine, run(backend="torch"), 1e-10)
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize(("sampler", "reduce"), [("aligned", "mean"), ("mnc", "max")])
+def test_box_gradients_compile_without_a_graph_break(sampler, reduce, backend):
+    features, boxes = random_case(12, R=4)
+
+    def grad(boxes):
+        out = SAMPLERS[sampler](features, boxes, 2, 0.25, 2, reduce=reduce, backend=backend, box_gradients=True)
+        return out.square().sum()
+
+    leaves = [boxes.clone().requires_grad_() for _ in range(2)]
+    grad(leaves[0]).backward()
+    torch.compile(grad, fullgraph=True, backend="aot_eager")(leaves[1]).backward()
+    torch.testing.assert_close(leaves[1].grad, leaves[0].grad, rtol=0, atol=1e-10)

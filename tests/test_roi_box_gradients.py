@@ -247,18 +247,3 @@ def test_precision_and_what_needs_a_gradient(backend):
     x = features.requires_grad_()
     out = roi_align(x, boxes, 2, 0.25, backend=backend, box_gradients=True)
     assert torch.autograd.grad(out.sum(), x)[0].abs().sum() > 0
-
-
-@pytest.mark.parametrize("backend", ["torch", "numba"])
-@pytest.mark.parametrize(("sampler", "reduce"), [("aligned", "mean"), ("mnc", "max")])
-def test_compiles_without_a_graph_break(sampler, reduce, backend):
-    features, boxes = random_case(12, R=4)
-
-    def grad(boxes):
-        out = SAMPLERS[sampler](features, boxes, 2, 0.25, 2, reduce=reduce, backend=backend, box_gradients=True)
-        return out.square().sum()
-
-    leaves = [boxes.clone().requires_grad_() for _ in range(2)]
-    grad(leaves[0]).backward()
-    torch.compile(grad, fullgraph=True, backend="aot_eager")(leaves[1]).backward()
-    torch.testing.assert_close(leaves[1].grad, leaves[0].grad, rtol=0, atol=1e-10)

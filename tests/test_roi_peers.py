@@ -212,39 +212,6 @@ def test_equals_grid_sample(sampler, ratio, reduce):
         assert_all_close(mine, expected, 1e-10)
 
 
-# ---- TensorFlow's crop_and_resize
-
-
-def crop_and_resize(image, box, size) -> np.ndarray:
-    """TensorFlow's op on one map (H, W). box: in units of the last index; its corners are the crop's corner pixels."""
-    (H, W), (x1, y1, x2, y2) = image.shape, box
-    ys = np.linspace(y1 * (H - 1), y2 * (H - 1), size[0])
-    xs = np.linspace(x1 * (W - 1), x2 * (W - 1), size[1])
-    top, left = np.floor(ys).astype(int), np.floor(xs).astype(int)
-    fy, fx = (ys - top)[:, None], (xs - left)[None]
-    padded = np.pad(image, ((0, 1), (0, 1)), mode="edge")
-    rows = padded[top] * (1 - fy) + padded[top + 1] * fy
-    return rows[:, left] * (1 - fx) + rows[:, left + 1] * fx
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_trap_10_crop_and_resize_is_not_roi_align(backend):
-    """One sample a bin, the outer ones on the corners of the box, no half pixel: no RoI op reads there. Only of a box
-    shrunk by half a bin on each side, and moved by half a pixel, it is RoIAlign with one sample."""
-    image = np.random.default_rng(0).normal(size=(8, 11)).cumsum(axis=0).cumsum(axis=1)
-    x1, y1, x2, y2 = box = np.array([1.3, 0.9, 8.2, 5.8])
-    size, scale = (3, 4), np.array([10, 7, 10, 7])
-    features, rois = torch.from_numpy(image)[None, None], boxes_of(box.tolist())
-    cropped = torch.from_numpy(crop_and_resize(image, box / scale, size))
-    for op in SAMPLERS.values():
-        for ratio in (1, 2):
-            assert (op(features, rois, size, 1.0, ratio, backend=backend)[0, 0] - cropped).abs().max() > 0.3
-    bin_y, bin_x = (y2 - y1) / size[0], (x2 - x1) / size[1]
-    centres = np.array([x1 + bin_x / 2, y1 + bin_y / 2, x2 - bin_x / 2, y2 - bin_y / 2]) - 0.5
-    cropped = torch.from_numpy(crop_and_resize(image, centres / scale, size))
-    torch.testing.assert_close(roi_align(features, rois, size, sampling_ratio=1, backend=backend)[0, 0], cropped)
-
-
 def test_roi_warp_is_not_in_torchvision():
     """There is no peer for RoIWarp but its definition: RoIAlign of the rounded cells."""
     features, boxes = random_case(24, R=30)

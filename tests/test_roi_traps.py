@@ -9,7 +9,7 @@
  7  RoIPool's rounding                        test_roi_pool: test_trap_07_*
  8  ties                                      test_roi_gradients: test_trap_08_*
  9  RoIWarp without the rounding              test_roi_warp: test_trap_09_*
-10  crop_and_resize is not RoIAlign           test_roi_peers: test_trap_10_*
+10  crop_and_resize is not RoIAlign           test_trap_10_* here
 11  gradients by the boxes, by accident       test_roi_box_gradients: test_trap_11_*; test_model: the RPN receives none
 12  sums whose order the threads decide       test_trap_12_* here; on a GPU: test_cuda_gpu_torch
 13  corners in half precision                 test_trap_13_* here; test_roi_integration: autocast
@@ -22,12 +22,13 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mrcnn_scratch.config import model_config
 from mrcnn_scratch.roi_ops import roi_align, roi_pool
-from tests.roi_cases import BACKENDS, OPS, gradients
+from tests.roi_cases import BACKENDS, OPS, SAMPLERS, boxes_of, gradients
 
 
 def test_every_trap_has_its_tests():
@@ -52,6 +53,36 @@ def test_trap_02_both_conventions_are_a_setting():
     assert model_config("tiny-fpn").roi_aligned and model_config("tiny-fpn", "detectron2").roi_aligned
     assert not model_config("tiny-fpn", "torchvision").roi_aligned
     assert not model_config("tiny-fpn", roi_aligned=False).roi_aligned
+
+
+def crop_and_resize(image, box, size) -> np.ndarray:
+    """TensorFlow's op on one map (H, W). box: in units of the last index; its corners are the crop's corner pixels."""
+    (H, W), (x1, y1, x2, y2) = image.shape, box
+    ys = np.linspace(y1 * (H - 1), y2 * (H - 1), size[0])
+    xs = np.linspace(x1 * (W - 1), x2 * (W - 1), size[1])
+    top, left = np.floor(ys).astype(int), np.floor(xs).astype(int)
+    fy, fx = (ys - top)[:, None], (xs - left)[None]
+    padded = np.pad(image, ((0, 1), (0, 1)), mode="edge")
+    rows = padded[top] * (1 - fy) + padded[top + 1] * fy
+    return rows[:, left] * (1 - fx) + rows[:, left + 1] * fx
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_trap_10_crop_and_resize_is_not_roi_align(backend):
+    """One sample a bin, the outer ones on the corners of the box, no half pixel: no RoI op reads there. Only of a box
+    shrunk by half a bin on each side, and moved by half a pixel, it is RoIAlign with one sample."""
+    image = np.random.default_rng(0).normal(size=(8, 11)).cumsum(axis=0).cumsum(axis=1)
+    x1, y1, x2, y2 = box = np.array([1.3, 0.9, 8.2, 5.8])
+    size, scale = (3, 4), np.array([10, 7, 10, 7])
+    features, rois = torch.from_numpy(image)[None, None], boxes_of(box.tolist())
+    cropped = torch.from_numpy(crop_and_resize(image, box / scale, size))
+    for op in SAMPLERS.values():
+        for ratio in (1, 2):
+            assert (op(features, rois, size, 1.0, ratio, backend=backend)[0, 0] - cropped).abs().max() > 0.3
+    bin_y, bin_x = (y2 - y1) / size[0], (x2 - x1) / size[1]
+    centres = np.array([x1 + bin_x / 2, y1 + bin_y / 2, x2 - bin_x / 2, y2 - bin_y / 2]) - 0.5
+    cropped = torch.from_numpy(crop_and_resize(image, centres / scale, size))
+    torch.testing.assert_close(roi_align(features, rois, size, sampling_ratio=1, backend=backend)[0, 0], cropped)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
