@@ -12,8 +12,9 @@ import torch
 import mrcnn_scratch.roi_ops as ops
 from mrcnn_scratch import _numba
 from mrcnn_scratch.roi_ops import _operators, roi_align, roi_pool, roi_warp
-from mrcnn_scratch.roi_ops.numba_cpu import memory
+from mrcnn_scratch.roi_ops.numba_cpu import memory, streaming
 from mrcnn_scratch.roi_ops.numba_cpu.layout import LANES, channel_runs, new, to_planes, to_rows, whole
+from mrcnn_scratch.roi_ops.numba_cpu.streaming import worth_streaming
 
 COMPILED = ("reference", "numba")
 BACKENDS = ("reference", "torch", "numba")
@@ -344,3 +345,26 @@ def test_devices(op):
         op(x, boxes, 2, backend="cuda")
     with pytest.raises(ValueError, match='"numba" computes on cpu tensors, features lie on meta'):
         op(x.to("meta"), boxes.to("meta"), 2, backend="numba")
+
+
+@pytest.mark.parametrize(("C", "streams"), [(64, True), (72, False)])
+def test_large_results_are_written_past_the_cache_and_are_the_same(C, streams, monkeypatch):
+    """68 MB and more; 72 channels are no multiple of 16 and keep to ordinary stores."""
+    R, dtype = 5500, torch.float32
+    assert worth_streaming((R, C, 7, 7), dtype) == streams
+    x, boxes = case(R, C, dtype, channels_last=True)
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        poison = new((R, C, 7, 7), dtype, True).fill_(torch.nan)
+        del poison
+        out = roi_align(x, boxes, 7, 0.25)
+        with monkeypatch.context() as without:
+            without.setattr("mrcnn_scratch.roi_ops.numba_cpu.streaming.LARGE", 1 << 60)
+            assert torch.equal(out, roi_align(x, boxes, 7, 0.25))
+
+
+def test_what_is_streamed_begins_at_a_cache_line():
+    """A non-temporal store elsewhere would end the process. Only the blocks of `memory` are aligned."""
+    assert streaming.LARGE >= memory.SMALL
+    assert not worth_streaming((1, 64, 100, 100), torch.float32)
+    assert all(new((1, 16 + k, 512, 512), torch.float32, True).data_ptr() % streaming.LINE == 0 for k in range(4))

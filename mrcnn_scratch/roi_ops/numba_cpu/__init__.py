@@ -21,6 +21,7 @@ from ..._numba import run
 from . import align, align_max, pool
 from .geometry import place, touched_rows, visiting_order
 from .layout import channel_runs, is_channels_last, laid_out, new, rows, scratch, to_planes, to_rows, whole
+from .streaming import worth_streaming
 
 
 def _pooled(kernel, features, output_size, order, touched, dtypes, arguments) -> list[Tensor]:
@@ -55,7 +56,10 @@ def roi_align_forward(features, boxes, output_size, spatial_scale, sampling_rati
     order = visiting_order(places, output_size, size)
     touched = touched_rows(places, output_size, size, features.shape[0])
     kernel = align.forward_serial, align.forward_parallel
-    return _pooled(kernel, features, output_size, order, touched, [features.dtype], (size, places, output_size))[0]
+    shape = len(boxes), features.shape[1], *output_size
+    streaming = is_channels_last(features) and worth_streaming(shape, features.dtype)
+    arguments = size, places, output_size, streaming
+    return _pooled(kernel, features, output_size, order, touched, [features.dtype], arguments)[0]
 
 
 def roi_align_backward(grad, boxes, shape, spatial_scale, sampling_ratio, convention, channels_last) -> Tensor:

@@ -9,6 +9,7 @@ from numba import prange
 
 from ..._numba import FASTMATH, compiled
 from .geometry import axis_entries, entry_arrays, largest_grid, sample
+from .streaming import end_of_stream, stream
 
 BLOCK = 8  # RoIs that a thread takes at a time
 
@@ -17,17 +18,17 @@ BLOCK = 8  # RoIs that a thread takes at a time
 
 
 @compiled(fastmath=FASTMATH)
-def _forward_roi(table, n, W, ny, yindex, yweights, ycells, nx, xindex, xweights, xcells, out, r):
+def _forward_roi(table, n, W, ny, yindex, yweights, ycells, nx, xindex, xweights, xcells, total, streaming, out, r):
     """out[r] (h*w, C): each bin the weighted sum of its rows and columns, two by two: one store for four loads.
 
-    Arrays are indexed down to the channel: a view of a row, made anew for every bin, costs more than a bin's few cells.
+    It is summed in total (C,), which stays in the innermost cache. All in one function, with arrays indexed down to the
+    channel: a call, or a view of a row, for every bin would cost as much as half of what is done there.
     """
-    w, C = len(nx), table.shape[2]
-    for k in range(len(ny) * w):
+    w, bins, C = len(nx), out.shape[1], out.shape[2]
+    for k in range(bins):
         p, q = k // w, k % w
         if ny[p] == 0 or nx[q] == 0:
-            for c in range(C):
-                out[r, k, c] = 0
+            total[:] = 0
         for a in range(0, ny[p], 2):
             y, z, wy, wz = ycells[yindex[p, a]] * W, ycells[yindex[p, a + 1]] * W, yweights[p, a], yweights[p, a + 1]
             for b in range(0, nx[q], 2):
@@ -37,37 +38,45 @@ def _forward_roi(table, n, W, ny, yindex, yweights, ycells, nx, xindex, xweights
                 if a == 0 and b == 0:
                     for c in range(C):
                         near = ws * table[n, s, c] + wt * table[n, t, c]
-                        out[r, k, c] = near + wu * table[n, u, c] + wv * table[n, v, c]
+                        total[c] = near + wu * table[n, u, c] + wv * table[n, v, c]
                 else:
                     for c in range(C):
                         near = ws * table[n, s, c] + wt * table[n, t, c]
-                        out[r, k, c] += near + wu * table[n, u, c] + wv * table[n, v, c]
+                        total[c] += near + wu * table[n, u, c] + wv * table[n, v, c]
+        if streaming:
+            stream(total, out, (r * bins + k) * C)
+        else:
+            for c in range(C):
+                out[r, k, c] = total[c]
 
 
 @compiled(fastmath=FASTMATH)
-def _forward_range(table, size, places, bins, order, out, first, last):
-    """table (N, H*W, C), out (R, h*w, C): the RoIs order[first:last]."""
+def _forward_range(table, size, places, bins, streaming, order, out, first, last):
+    """table (N, H*W, C), out (R, h*w, C): the RoIs order[first:last]. streaming: see `streaming`."""
     (H, W), (h, w), (batch, _, _, grid, _, _) = size, bins, places
     most = largest_grid(grid)
     ny, yindex, yweights, ycells = entry_arrays(table, h, most)
     nx, xindex, xweights, xcells = entry_arrays(table, w, most)
+    total = np.empty(table.shape[2], table.dtype)
     for k in range(first, last):
-        r = order[k]
+        r, n = order[k], batch[order[k]]
         axis_entries(places, r, 0, H, ny, yindex, yweights, ycells)
         axis_entries(places, r, 1, W, nx, xindex, xweights, xcells)
-        _forward_roi(table, batch[r], W, ny, yindex, yweights, ycells, nx, xindex, xweights, xcells, out, r)
+        _forward_roi(table, n, W, ny, yindex, yweights, ycells, nx, xindex, xweights, xcells, total, streaming, out, r)
+    if streaming:
+        end_of_stream()
 
 
 @compiled(fastmath=FASTMATH)
-def forward_serial(table, size, places, bins, order, out):
-    _forward_range(table, size, places, bins, order, out, 0, len(order))
+def forward_serial(table, size, places, bins, streaming, order, out):
+    _forward_range(table, size, places, bins, streaming, order, out, 0, len(order))
 
 
 @compiled(fastmath=FASTMATH, parallel=True)
-def forward_parallel(table, size, places, bins, order, out):
+def forward_parallel(table, size, places, bins, streaming, order, out):
     for block in prange((len(order) + BLOCK - 1) // BLOCK):
         first = block * BLOCK
-        _forward_range(table, size, places, bins, order, out, first, min(first + BLOCK, len(order)))
+        _forward_range(table, size, places, bins, streaming, order, out, first, min(first + BLOCK, len(order)))
 
 
 # ---- gradient by the features: each task owns a band of rows of one image, so no two write to one place, and adds

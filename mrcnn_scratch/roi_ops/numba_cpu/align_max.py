@@ -38,6 +38,12 @@ def _forward_roi(table, n, W, gh, ycells, yweights, gw, xcells, xweights, h, w, 
                 s, t, u, v = top + xcells[x, 0], top + xcells[x, 1], low + xcells[x, 0], low + xcells[x, 1]
                 ws, wt = yweights[y, 0] * xweights[x, 0], yweights[y, 0] * xweights[x, 1]
                 wu, wv = yweights[y, 1] * xweights[x, 0], yweights[y, 1] * xweights[x, 1]
+                if ws + wt + wu + wv == 0:  # off the map: a 0, and no cell is read, which may hold anything
+                    for c in range(C):
+                        larger = number == 0 or out[r, k, c] < 0
+                        out[r, k, c] = 0 if larger else out[r, k, c]
+                        winner[r, k, c] = number if larger else winner[r, k, c]
+                    continue
                 for c in range(C):
                     near, far = ws * table[n, s, c] + wt * table[n, t, c], wu * table[n, u, c] + wv * table[n, v, c]
                     larger = number == 0 or near + far > out[r, k, c]
