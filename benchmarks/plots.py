@@ -35,9 +35,9 @@ def _title(figure: Figure, text: str, report: dict) -> None:
     figure.suptitle(f"{text}{toy}\n{where}; {versions}; {report['date'][:10]}", x=0.01, ha="left", fontsize=10.5)
 
 
-def _plain(axis) -> None:
+def _plain(axis, subs: tuple[int, ...] = (1, 2, 5)) -> None:
     """Numbers on a logarithmic axis as one reads them, 0.1, 1, 20, not as powers of ten."""
-    axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
@@ -61,13 +61,15 @@ def ratio_chart(report: dict) -> Figure | None:
     labels = list(dict.fromkeys(_job(record) for record in records if record["op"] != "nms"))
     longest = max(len(labels), 3)
     figure = Figure(figsize=(12.5, 2.1 + 0.52 * longest), dpi=110, layout="constrained")
-    widths = [0.6 if name == "NMS" else 1 for name in columns]
+    widths = [0.65 if name == "NMS" else 1 for name in columns]
     grid = figure.add_gridspec(longest, len(columns), width_ratios=widths)
     for i, (name, rows) in enumerate(columns.items()):
         own = list(dict.fromkeys(map(_job, rows))) if name == "NMS" else labels
         axes = figure.add_subplot(grid[: len(own), i])
         _bars(axes, rows, report["ours"], needed, own)
         axes.set(title=name, ylim=(len(own) - 0.45, -0.55))
+        if name == "NMS":  # a narrow panel over three powers of ten
+            _plain(axes.xaxis, (1,))
         axes.set_yticks(range(len(own)), own if i == 0 or name == "NMS" else [""] * len(own))
     _ratio_legend(figure, records, report["ours"], any(record["name"] in needed for record in records))
     _title(figure, f"How many times faster than {PEER}", report)

@@ -49,6 +49,7 @@ def test_bad_boxes(boxes, message, backend):
         ({"spatial_scale": NAN}, "spatial_scale"),
         ({"sampling_ratio": 1.5}, "sampling_ratio"),
         ({"reduce": "sum"}, "'sum'"),
+        ({"aligned": "legacy"}, "aligned must be one of True, False, got 'legacy'"),
         ({"backend": "cuda"}, "computes on cuda tensors, features lie on cpu"),
         ({"backend": "cupy"}, "'cupy'"),
     ],

@@ -69,6 +69,7 @@ def roi_align(
         GPU with backend "cuda" the values in boxes are not checked, since that would wait for the device: a RoI
         with a batch index out of range comes out as NaN.
     """
+    check_choice("aligned", aligned, (True, False))
     options = "aligned" if aligned else "legacy", reduce, backend, box_gradients
     return _align(features, boxes, output_size, spatial_scale, sampling_ratio, *options)
 
