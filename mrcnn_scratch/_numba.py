@@ -58,13 +58,24 @@ def run(serial, parallel, work: int, *arguments) -> None:
         with _announced(serial, arguments[0]):
             serial(*arguments)
         return
-    with _lock, _announced(parallel, arguments[0]):
+    with _lock, _announced(parallel, arguments[0]), _torch_threads_kept():
         before = numba.get_num_threads()
         numba.set_num_threads(count)
         try:
             parallel(*arguments)
         finally:
             numba.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _torch_threads_kept():
+    """When Numba starts its threads it sets OpenMP's number of them for the whole process, which is torch's, too."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def _announced(kernel, array):

@@ -136,13 +136,13 @@ def test_a_slower_kernel_has_a_lower_ratio_and_a_wrong_one_is_refused(tmp_path, 
     right = contestants.roi_align
 
     def slowed(*arguments, **options):
-        time.sleep(0.02)
+        time.sleep(0.2)  # a core that slept wakes up slowly, for torchvision too: much more than that
         return right(*arguments, **options)
 
     monkeypatch.setattr(contestants, "roi_align", slowed)
     status, slow = run(tmp_path / "slow", *ONE)
     one, other = (report["cases"][0]["results"]["numba"] for report in (fast, slow))
-    assert status == 0 and other["ms"]["min"] > 20
+    assert status == 0 and other["ms"]["min"] > 200
     assert other["ratio"]["median"] < one["ratio"]["median"] / 2
     capsys.readouterr()
     monkeypatch.setattr(contestants, "roi_align", lambda *a, **o: right(*a, **o) + 0.1)

@@ -236,6 +236,20 @@ def test_workers_do_not_oversubscribe():
     assert out == "[1, 1]"
 
 
+def test_torch_keeps_its_number_of_threads():
+    """Numba starts as many threads as there are cores, here four, and tells OpenMP so; torch must not notice."""
+    out = run_python("""
+        import os
+        os.environ["NUMBA_NUM_THREADS"] = "4"
+        import torch
+        from mrcnn_scratch.roi_ops import roi_align
+        torch.set_num_threads(2)
+        roi_align(torch.rand(1, 64, 64, 64), torch.tensor([[0, 1, 1, 40, 40.0]]).repeat(300, 1), 7)
+        print(torch.get_num_threads())
+    """)
+    assert out == "2"
+
+
 def test_kernels_follow_torch_threads(monkeypatch):
     monkeypatch.setattr(_numba.numba.config, "NUMBA_NUM_THREADS", 4)
     for count in (1, 3, 9):
@@ -354,7 +368,7 @@ def test_large_results_are_written_past_the_cache_and_are_the_same(C, streams, m
     assert worth_streaming((R, C, 7, 7), dtype) == streams
     x, boxes = case(R, C, dtype, channels_last=True)
     for threads in (1, 2):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(_numba, "threads", lambda threads=threads: threads)
         poison = new((R, C, 7, 7), dtype, True).fill_(torch.nan)
         del poison
         out = roi_align(x, boxes, 7, 0.25)

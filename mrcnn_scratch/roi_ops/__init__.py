@@ -53,7 +53,8 @@ def roi_align(
     Args:
         features: (N, C, H, W) float, the map to read from.
         boxes: (R, 5) float32 or float64 [batch index, x1, y1, x2, y2], or a list of N (R_i, 4), in image pixels;
-            continuous: pixel i covers [i, i + 1). Filter empty boxes first: one with x2 < x1 is sampled mirrored.
+            continuous: pixel i covers [i, i + 1). Filter empty boxes first: one with x2 < x1 is sampled mirrored, or,
+            if sampling is adaptive, has no samples and gives 0.
         output_size: h = w, or (h, w): bins.
         spatial_scale: cells per image pixel, 1 / stride.
         sampling_ratio: samples per bin and axis; 0 or less: adaptive, ceil(RoI size in cells / bins) for each RoI.

@@ -6,7 +6,7 @@ from torch import Tensor
 
 def as_output_size(output_size) -> tuple[int, int]:
     """7 or (h, w) -> (h, w), whole numbers of at least 1."""
-    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    size = tuple(output_size) if isinstance(output_size, (tuple, list, torch.Size)) else (output_size, output_size)
     if len(size) != 2 or not all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in size):
         raise ValueError(f"output_size must be a positive int or a pair (h, w) of them, got {output_size!r}")
     return size
@@ -15,7 +15,8 @@ def as_output_size(output_size) -> tuple[int, int]:
 def check_features(features: Tensor) -> None:
     if not isinstance(features, Tensor) or features.dim() != 4:
         got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"features must be a 4-D tensor (N, C, H, W), got {got}; add the batch axis with x[None]")
+        remedy = "; add the batch axis with x[None]" if isinstance(features, Tensor) and features.dim() == 3 else ""
+        raise ValueError(f"features must be a 4-D tensor (N, C, H, W), got {got}{remedy}")
     if not features.is_floating_point():
         raise ValueError(f"features must be floating point, got {features.dtype}; call features.float()")
     if 0 in features.shape[2:]:
@@ -29,6 +30,9 @@ def as_rows(boxes, features: Tensor) -> Tensor:
         _check_form(boxes, 5, "boxes", "[batch index, x1, y1, x2, y2]; or pass a list with one (R_i, 4) per image")
         _check_device(boxes, features, "boxes")
         return boxes
+    if not isinstance(boxes, (list, tuple)):
+        got = type(boxes).__name__
+        raise ValueError(f"boxes must be a tensor (R, 5), or a list with one (R_i, 4) per image; got {got}")
     if len(boxes) != N:
         raise ValueError(f"boxes lists {len(boxes)} images, features hold {N}: one (R_i, 4) tensor per image, please")
     for i, b in enumerate(boxes):
