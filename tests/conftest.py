@@ -21,3 +21,12 @@ def real_data() -> Path:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def torch_keeps_its_threads():
+    """A test that changes torch's number of threads, itself or through Numba's start, leaves the next one undisturbed."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)

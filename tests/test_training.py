@@ -484,9 +484,11 @@ def test_an_exception_loses_at_most_the_steps_since_the_checkpoint(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_sigkill_and_resume_equals_uninterrupted(tmp_path):
+def test_sigkill_and_resume_equals_uninterrupted(tmp_path, one_thread):
+    """Bit for bit, so with one number of threads in both processes: sums over two threads round otherwise."""
     script = f"""
-import os, signal, sys
+import os, signal, sys, torch
+torch.set_num_threads(1)
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_training import run, stop_at
 run(out_dir={str(tmp_path / "parts")!r}, on_step=stop_at(10, lambda: os.kill(os.getpid(), signal.SIGKILL)))
