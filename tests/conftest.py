@@ -25,7 +25,7 @@ def generator() -> torch.Generator:
 
 @pytest.fixture(autouse=True)
 def torch_keeps_its_threads():
-    """A test that changes torch's number of threads, itself or through Numba's start, leaves the next one undisturbed."""
+    """A test that changes the number of threads, itself or through Numba's start, leaves the next one undisturbed."""
     before = torch.get_num_threads()
     yield
     if torch.get_num_threads() != before:
