@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mrcnn_scratch import cli, weights
+from mrcnn_scratch.cli.options import ap_table
 from mrcnn_scratch.datasets.coco_export import export_coco
 from mrcnn_scratch.datasets.shapes import ShapesDataset
 
@@ -236,7 +237,7 @@ def test_a_file_is_no_folder_for_results(checkpoint, folder, tmp_path, capsys, i
 def test_the_table_is_aligned_whatever_the_name():
     scores = {"AP": 0.5, "AP50": -1.0, "AP75": 0.25}
     name = "a-very-long-name-of-a-checkpoint.safetensors"
-    lines = cli._table({name: {"box": scores, "keypoints": scores}}).split("\n")
+    lines = ap_table({name: {"box": scores, "keypoints": scores}}).split("\n")
     assert "0 to 1" in lines[0] and lines[1] == name
     assert [line.split() for line in lines[2:]] == [[kind, "0.500", "n/a", "0.250"] for kind in ("box", "keypoints")]
     assert len({len(line) for line in (lines[0], *lines[2:])}) == 1
