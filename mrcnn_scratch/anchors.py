@@ -4,6 +4,8 @@ Order is a contract with the RPN head: levels one after the other; in a level ro
 ``i * W + j``; in a cell ratio by ratio, sizes fastest within a ratio.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -59,7 +61,7 @@ def grid_anchors(
 
 def pyramid_anchors(
     shapes: list[tuple[int, int]],
-    strides: tuple[int, ...],
+    strides: Sequence[int | tuple[int, int]],
     sizes: tuple[tuple[float, ...], ...],
     aspect_ratios: tuple[float, ...],
     offset: float = 0.5,
@@ -69,7 +71,7 @@ def pyramid_anchors(
 
     Args:
         shapes: (H, W) of each level, cells.
-        strides: image pixels per cell of each level.
+        strides: image pixels per cell of each level, or (down, across).
         sizes: anchor sizes of each level, pixels.
         aspect_ratios: heights over widths, the same at every level.
         offset: see :func:`grid_anchors`.
@@ -83,7 +85,8 @@ def pyramid_anchors(
     """
     if not len(shapes) == len(strides) == len(sizes):
         raise ValueError(f"{len(shapes)} feature maps, {len(strides)} strides and {len(sizes)} anchor sizes: one each")
+    pairs = [stride if isinstance(stride, tuple) else (stride, stride) for stride in strides]
     return [
-        grid_anchors(cell_anchors(size, aspect_ratios, rounded), height, width, (stride, stride), offset)
-        for (height, width), stride, size in zip(shapes, strides, sizes, strict=True)
+        grid_anchors(cell_anchors(size, aspect_ratios, rounded), height, width, stride, offset)
+        for (height, width), stride, size in zip(shapes, pairs, sizes, strict=True)
     ]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .boxes import clip_boxes_to_image, decode_boxes, encode_boxes, large_enough
+from .boxes import at_least_float32, clip_boxes_to_image, decode_boxes, encode_boxes, large_enough
 from .config import ModelConfig
 from .matching import match_boxes, sample
 from .nms import batched_nms
@@ -149,7 +149,7 @@ def detect_boxes(
     Returns:
         ``boxes (D, 4)``, ``labels (D,)`` from 1, ``scores (D,)``, best first.
     """
-    scores = logits.float().softmax(dim=1)  # (R, K)
+    scores = at_least_float32(logits).softmax(dim=1)  # (R, K)
     boxes = clip_boxes_to_image(decode_boxes(deltas, rois, config.box_weights), image_size)  # (R, K, 4)
     boxes, scores = boxes[:, 1:], scores[:, 1:]  # the background is no detection
     roi, column = torch.where(scores > config.score_threshold)

@@ -11,6 +11,11 @@ import torch
 MAX_LOG_SCALE = math.log(1000.0 / 16)  # 4.135
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Half precision becomes float32, in which geometry and scores are computed; float32 and float64 stay."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def box_area(boxes: torch.Tensor) -> torch.Tensor:
     """Area of each box; ``[0, 0, 1, 1]`` has area 1.
 
@@ -136,8 +141,7 @@ def decode_boxes(
     Returns:
         the shape of ``deltas``, xyxy, pixels; float32 at least, since fp16 loses half a pixel above 1024.
     """
-    deltas, proposals = deltas.float() if deltas.dtype.itemsize < 4 else deltas, proposals.to(deltas.device)
-    proposals = proposals.to(torch.promote_types(proposals.dtype, torch.float32))
+    deltas, proposals = at_least_float32(deltas), at_least_float32(proposals.to(deltas.device))
     size = proposals[:, 2:] - proposals[:, :2]  # (N, 2)
     centre = proposals[:, :2] + 0.5 * size
     if deltas.dim() == 3:

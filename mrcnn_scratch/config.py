@@ -1,4 +1,4 @@
-"""The model's configuration: every number with its unit and its source, and the named presets."""
+"""The model's configuration: every number with its unit and its source. The named models are in presets.py."""
 
 import difflib
 from dataclasses import dataclass, fields, replace
@@ -18,17 +18,26 @@ class ModelConfig:
     keypoints: int = 0  # keypoints per object, 17 for COCO persons; 0: no keypoint branch
     seed: int = 0  # of the initial weights; each part draws its own stream, so parts can be compared alone
 
+    stages: str = "both"  # "both": end to end | "rpn": proposals alone | "heads": given proposals (section 3.1)
+
     # Images (Mask R-CNN, section 3.1: shorter edge 800 pixels)
     min_size: int = 800  # shorter edge after resizing, pixels; 0: images are taken as they are
     max_size: int = 1333  # longer edge at most, pixels (Detectron)
+    train_min_sizes: tuple[int, ...] = ()  # in training one of these is drawn per image; empty: min_size (section 5)
+    resize: str = "round"  # "round": to the nearest pixel | "torchvision": down, by a ratio in float32
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     # Backbone
-    neck: str = "fpn"  # "fpn": pyramid P2..P5 | "c4": one map of stride 16
+    backbone: str = "tiny"  # a key of backbones.BACKBONES; "tiny" is the one of `widths` and `blocks`
+    neck: str = "fpn"  # "fpn": pyramid P2..P5 | "c4": one map of stride 16 | "c5": one of stride 32 (Table 2d)
+    pyramid_top: bool = False  # True: the RPN also reads P6, every second cell of P5 (FPN, section 4.1)
     widths: tuple[int, ...] = (24, 48, 96, 128)  # channels of res2..res5 of the tiny ResNet; toy choice
     blocks: tuple[int, ...] = (1, 1, 1, 1)  # residual blocks of res2..res5; toy choice
+    stride_in_1x1: bool = False  # a bottleneck's stride: in the first 1x1 (ResNet, MSRA) | the 3x3 (torchvision)
     norm: str = "batch"  # "batch" | "frozen" (Mask R-CNN trains on frozen statistics) | "group"
+    norm_eps: float = 1e-5  # added to a variance; 0 for torchvision's published detectors
+    freeze_at: int = 0  # stages that do not train: 1 the stem, 2 also res2 (Detectron, Mask R-CNN), .. 5 also res5
     fpn_channels: int = 48  # 256 in FPN, section 3; toy choice
 
     # RPN (Faster R-CNN, section 3.1; FPN, section 4.1)
@@ -36,6 +45,7 @@ class ModelConfig:
     aspect_ratios: tuple[float, ...] = RATIOS  # h / w
     anchor_offset: float = 0.5  # of a cell; 0.5: its centre | 0: its corner (torchvision)
     anchor_rounded: bool = False  # True: whole pixels (torchvision)
+    anchor_strides: str = "level"  # "level": 4, 8, .. | "image": image // map (torchvision: 61, not 64, at P6 of 800)
     rpn_positive_iou: float = 0.7  # Faster R-CNN, section 3.1.2
     rpn_negative_iou: float = 0.3  # Faster R-CNN, section 3.1.2
     rpn_batch: int = 256  # anchors per image in the loss (Faster R-CNN, section 3.1.3)
@@ -65,12 +75,18 @@ class ModelConfig:
     box_weights: tuple[float, ...] = (10.0, 10.0, 5.0, 5.0)  # of the deltas (Detectron)
     box_beta: float = 1.0  # smooth L1 (Fast R-CNN, eq. 3)
     box_pool: int = 7  # bins a side (Mask R-CNN, figure 4)
+    res5_stride: int = 1  # of C4's head: 1 on 7 x 7 bins (figure 4) | 2 on 14 x 14 (Detectron)
     box_hidden: int = 256  # width of the two hidden layers; 1024 in figure 4; toy choice
     score_threshold: float = 0.05  # Detectron
     box_nms: float = 0.5  # Detectron
     detections_per_image: int = 100  # Mask R-CNN, section 3.1
 
     # Mask head (Mask R-CNN, section 3 and figure 4)
+    mask_head: str = "fcn"  # "fcn" | "mlp": Table 2e
+    mask_classes: str = "specific"  # "specific": a mask per class | "agnostic": one for all (section 4.1)
+    mask_loss: str = "sigmoid"  # "sigmoid": masks do not compete | "softmax": a pixel has one class (Table 2b)
+    mask_layers: int = 2  # hidden layers of the "mlp": 2 or 3 in Table 2e
+    mask_hidden: int = 128  # their width, 1024 in Table 2e; toy choice
     mask_pool: int = 14  # bins a side; the mask has twice as many
     mask_convs: int = 4
     mask_channels: int = 64  # 256 in figure 4; toy choice
@@ -82,14 +98,17 @@ class ModelConfig:
     keypoint_pool: int = 14  # bins a side; the heatmap has four times as many
     keypoint_convs: int = 8
     keypoint_channels: int = 64  # 512 in the paper; toy choice
+    keypoint_decode: str = "image"  # boxes whose pixels count: "image" (Detectron) | "input": resized (torchvision)
 
     def __post_init__(self):
         check_config(self)
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Image pixels per cell of the feature maps that the RPN reads."""
-        return (4, 8, 16, 32) if self.neck == "fpn" else (16,)
+        """Image pixels per cell of the feature maps that the RPN reads; RoIs are pooled from the first four at most."""
+        if self.neck == "fpn":
+            return (4, 8, 16, 32, 64) if self.pyramid_top else (4, 8, 16, 32)
+        return (16,) if self.neck == "c4" else (32,)
 
     @classmethod
     def from_dict(cls, values: dict) -> "ModelConfig":
@@ -117,61 +136,3 @@ class ModelConfig:
 
 def _tupled(value):
     return tuple(_tupled(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-_TINY = ModelConfig(
-    min_size=0,
-    rpn_pre_nms_train=300,
-    rpn_pre_nms_test=300,
-    rpn_post_nms_train=200,
-    rpn_post_nms_test=200,
-    rpn_batch=64,
-    roi_batch=32,
-    mask_convs=2,
-    mask_channels=48,
-    keypoint_convs=3,
-)
-
-PRESETS = {
-    "tiny-fpn": _TINY,
-    "tiny-c4": _TINY.with_fields(neck="c4", anchor_sizes=((16.0, 32.0, 64.0, 128.0),), box_pool=7, mask_pool=7),
-}
-
-# What each code base does where the paper is silent: the table of docs/conventions.
-CONVENTIONS = {
-    "paper": {},
-    "torchvision": {
-        "anchor_offset": 0.0,
-        "anchor_rounded": True,
-        "roi_aligned": False,
-        "mask_target_aligned": False,
-        "paste_legacy": True,
-        "level_eps_inside": False,
-        "box_beta": 1 / 9,
-    },
-    "detectron2": {
-        "anchor_offset": 0.0,
-        "sampling_ratio": 0,
-        "mask_target_binary": True,
-        "rpn_beta": 0.0,  # plain L1
-        "box_beta": 0.0,
-    },
-}
-
-
-def model_config(name: str, conventions: str = "paper", **values) -> ModelConfig:
-    """The configuration of a named model.
-
-    Args:
-        name: a key of ``PRESETS``.
-        conventions: a key of ``CONVENTIONS``.
-        values: fields to change, e.g. ``score_threshold=0.5``.
-
-    Raises:
-        ValueError: an unknown name, convention or field.
-    """
-    if name not in PRESETS:
-        raise ValueError(f"unknown model {name!r}: this version has {', '.join(PRESETS)}")
-    if conventions not in CONVENTIONS:
-        raise ValueError(f"unknown conventions {conventions!r}: choose one of {', '.join(CONVENTIONS)}")
-    return PRESETS[name].with_fields(**CONVENTIONS[conventions]).with_fields(**values)

@@ -5,10 +5,21 @@ from dataclasses import fields
 from numbers import Real
 
 CHOICES = {
-    "neck": ("fpn", "c4"),
+    "stages": ("both", "rpn", "heads"),
+    "resize": ("round", "torchvision"),
+    "backbone": (
+        "tiny", "resnet18", "resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "efficientnet_lite0"
+    ),
+    "neck": ("fpn", "c4", "c5"),
     "norm": ("batch", "frozen", "group"),
+    "anchor_strides": ("level", "image"),
     "roi_op": ("align", "warp", "pool"),
     "roi_reduce": ("mean", "max"),
+    "res5_stride": (1, 2),
+    "mask_head": ("fcn", "mlp"),
+    "mask_classes": ("specific", "agnostic"),
+    "mask_loss": ("sigmoid", "softmax"),
+    "keypoint_decode": ("image", "input"),
 }
 # field -> least value; of a tuple, of each of its numbers
 AT_LEAST = {
@@ -16,7 +27,8 @@ AT_LEAST = {
     "rpn_beta": 0, "box_beta": 0, "sampling_ratio": -1, "canonical_level": 0, "mask_convs": 0, "keypoint_convs": 0,
     "widths": 1, "blocks": 1, "fpn_channels": 1, "rpn_batch": 1, "rpn_pre_nms_train": 1, "rpn_pre_nms_test": 1,
     "rpn_post_nms_train": 1, "rpn_post_nms_test": 1, "roi_batch": 1, "box_pool": 1, "box_hidden": 1, "mask_pool": 1,
-    "mask_channels": 1, "keypoint_pool": 1, "keypoint_channels": 1, "detections_per_image": 1,
+    "mask_channels": 1, "mask_layers": 1, "mask_hidden": 1, "norm_eps": 0, "freeze_at": 0, "train_min_sizes": 1,
+    "keypoint_pool": 1, "keypoint_channels": 1, "detections_per_image": 1,
 }  # fmt: skip
 POSITIVE = ("std", "aspect_ratios", "box_weights", "canonical_size")  # anchor_sizes: see _check_anchors
 FRACTIONS = (
@@ -45,13 +57,13 @@ def check_config(config) -> None:
         _check_type(field.name, getattr(config, field.name), field.default)
     for name, allowed in CHOICES.items():
         if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} is {getattr(config, name)!r}: choose one of {', '.join(allowed)}")
+            raise ValueError(f"{name} is {getattr(config, name)!r}: choose one of {', '.join(map(str, allowed))}")
     for name, length in LENGTHS.items():
         if len(getattr(config, name)) != length:
             remedy = REMEDIES.get(name, f"give {length}")
             raise ValueError(f"{name} has {len(getattr(config, name))} entries: {remedy}")
     for name, least in AT_LEAST.items():
-        if min(_numbers(getattr(config, name))) < least:
+        if min(_numbers(getattr(config, name)), default=least) < least:
             raise ValueError(f"{name} is {getattr(config, name)}: {REMEDIES.get(name, f'it must be at least {least}')}")
     for name in POSITIVE:
         values = _numbers(getattr(config, name))

@@ -34,3 +34,8 @@ class FPN(nn.Module):
             outputs.append(output(merged))
             top_down = merged
         return outputs[::-1]
+
+
+def pyramid_top(features: list[torch.Tensor]) -> list[torch.Tensor]:
+    """P2..P5 -> P2..P6: P6 is every second cell of P5, for the RPN's largest anchors alone (FPN, section 4.1)."""
+    return [*features, features[-1][:, :, ::2, ::2]]

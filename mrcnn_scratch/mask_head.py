@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .boxes import at_least_float32
+from .config import ModelConfig
+from .pasting import paste_masks as paste_masks
 from .resnet import init_convolutions
 from .roi_ops import roi_align
 
@@ -18,7 +21,7 @@ class MaskHead(nn.Module):
         in_channels: of the pooled features.
         channels: of the hidden layers.
         convs: how many 3x3 convolutions: 4 with FPN, 0 after res5 (C4).
-        num_classes: K, with the background, whose mask is never used.
+        num_classes: K, with the background, whose mask the sigmoid never uses; 1 for a class-agnostic mask.
     """
 
     def __init__(self, in_channels: int, channels: int, convs: int, num_classes: int):
@@ -29,12 +32,52 @@ class MaskHead(nn.Module):
         self.logits = nn.Conv2d(channels, num_classes, 1)
         init_convolutions(self)
         nn.init.kaiming_normal_(self.logits.weight, nonlinearity="linear")  # by fan-in: K is too few outputs to go by
+        if num_classes == 1:
+            nn.init.normal_(self.logits.weight, std=0.001)  # Detectron: a fan-in fill diverges with one class
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """(R, C, m, m) -> logits (R, K, 2m, 2m)."""
         for conv in self.convs:
             pooled = torch.relu(conv(pooled))
         return self.logits(torch.relu(self.deconv(pooled)))
+
+
+class MLPMaskHead(nn.Module):
+    """Fully connected layers, for which a mask is a vector without layout: the loser of Table 2e.
+
+    Args:
+        in_channels: of the pooled features.
+        size: bins a side of the pooled features; the mask has twice as many.
+        hidden: width of the hidden layers, 1024 in Table 2e.
+        layers: how many of them, 2 or 3 in Table 2e.
+        num_classes: K, with the background.
+    """
+
+    def __init__(self, in_channels: int, size: int, hidden: int, layers: int, num_classes: int):
+        super().__init__()
+        self.side = 2 * size
+        widths = [in_channels * size * size] + [hidden] * layers
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.logits = nn.Linear(hidden, num_classes * self.side**2)
+        for layer in [*self.layers, self.logits]:
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(R, C, m, m) -> logits (R, K, 2m, 2m)."""
+        x = pooled.flatten(1)
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return self.logits(x).view(len(x), -1, self.side, self.side)
+
+
+def make_mask_head(config: ModelConfig, channels: int) -> nn.Module:
+    """The mask head that a configuration names, on features of so many channels (figure 4; Tables 2b and 2e)."""
+    outputs = config.num_classes if config.mask_classes == "specific" else 1
+    if config.mask_head == "mlp":
+        return MLPMaskHead(channels, config.mask_pool, config.mask_hidden, config.mask_layers, outputs)
+    convs = 0 if config.neck == "c4" else config.mask_convs  # C4's mask branch stands on res5 (figure 4, left)
+    return MaskHead(channels, config.mask_channels, convs, outputs)
 
 
 def mask_targets(
@@ -66,73 +109,49 @@ def mask_targets(
     return (targets >= 0.5).to(rois.dtype) if binary else targets
 
 
-def mask_loss(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def mask_loss(
+    logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor, kind: str = "sigmoid"
+) -> torch.Tensor:
     """Mean binary cross-entropy on the mask of the true class alone: masks do not compete (section 3, L_mask).
 
+    With "softmax" they do: every pixel of the RoI is of one class or background, and the loss is multinomial, as in
+    an FCN (Table 2b).
+
     Args:
-        logits: (P, K, M, M) of the positive RoIs.
+        logits: (P, K, M, M) of the positive RoIs; K = 1 is one mask for all classes.
         labels: (P,) int64, from 1.
-        targets: (P, M, M) in [0, 1].
+        targets: (P, M, M) in [0, 1]; "softmax" cuts them at 0.5.
+        kind: "sigmoid" or "softmax".
 
     Returns:
         scalar; a finite zero in the graph when P is 0.
     """
     if len(logits) == 0:
         return logits.sum() * 0
-    own = logits[torch.arange(len(labels), device=labels.device), labels]  # (P, M, M)
+    if kind == "softmax":
+        classes = torch.where(targets >= 0.5, labels[:, None, None], 0)  # (P, M, M)
+        return F.cross_entropy(logits, classes)
+    own = _of_class(logits, labels)  # (P, M, M)
     return F.binary_cross_entropy_with_logits(own, targets.to(own.dtype))
 
 
-def select_masks(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _of_class(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """(P, K, M, M) and (P,) -> (P, M, M): each RoI's own mask, or the only one where K is 1."""
+    channel = labels if x.shape[1] > 1 else torch.zeros_like(labels)
+    return x[torch.arange(len(labels), device=labels.device), channel]
+
+
+def select_masks(logits: torch.Tensor, labels: torch.Tensor, kind: str = "sigmoid") -> torch.Tensor:
     """Probabilities of the predicted class's mask.
 
     Args:
-        logits: (D, K, M, M).
+        logits: (D, K, M, M); K = 1 is one mask for all classes.
         labels: (D,) int64, predicted.
+        kind: as for :func:`mask_loss`.
 
     Returns:
         (D, M, M) in [0, 1].
     """
-    return logits[torch.arange(len(labels), device=labels.device), labels].float().sigmoid()
-
-
-def paste_masks(masks: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int], legacy: bool = False) -> torch.Tensor:
-    """Resizes each mask to its box and puts it into the image (section 3.1, inference).
-
-    The centre of pixel (y, x) is (y + .5, x + .5); in a mask of M cells over a box of width w it falls on cell
-    coordinate (x + .5 - x1) / w * M. Bilinear between cells; outside the mask is 0.
-
-    Args:
-        masks: (D, M, M) probabilities.
-        boxes: (D, 4) xyxy, pixels.
-        size: height and width of the image, pixels.
-        legacy: torchvision's way: the mask padded by a cell, the box cut to integers and grown by a pixel.
-
-    Returns:
-        (D, H, W) in [0, 1]; at least 0.5 is the object.
-    """
-    height, width = size
-    canvas = masks.new_zeros(len(masks), height, width)
-    if legacy:
-        masks, boxes = _legacy_boxes(masks, boxes)
-    for mask, box, image in zip(masks, boxes.double().tolist(), canvas, strict=True):
-        x1, y1, x2, y2 = box
-        left, right = max(int(x1 // 1), 0), min(int(-(-x2 // 1)), width)
-        top, bottom = max(int(y1 // 1), 0), min(int(-(-y2 // 1)), height)
-        if left >= right or top >= bottom or x1 >= x2 or y1 >= y2:  # outside the image, or empty
-            continue
-        y = ((torch.arange(top, bottom, device=mask.device) + 0.5 - y1) / (y2 - y1) * 2 - 1).to(mask.dtype)  # (h,)
-        x = ((torch.arange(left, right, device=mask.device) + 0.5 - x1) / (x2 - x1) * 2 - 1).to(mask.dtype)  # (w,)
-        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (h, w, 2) in [-1, 1]
-        patch = F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]
-        image[top:bottom, left:right] = patch
-    return canvas
-
-
-def _legacy_boxes(masks: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Detectron's pasting: one empty cell around the mask, the box grown alike, truncated, plus one pixel."""
-    M = masks.shape[-1]
-    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * (M + 2) / M
-    grown = torch.cat([centre - half, centre + half], dim=1).trunc()
-    grown[:, 2:] += 1  # converts "last pixel" to "end"
-    return F.pad(masks, (1, 1, 1, 1)), grown
+    if kind == "softmax":
+        return _of_class(at_least_float32(logits).softmax(dim=1), labels)
+    return at_least_float32(_of_class(logits, labels)).sigmoid()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .boxes import clip_boxes_to_image, decode_boxes, encode_boxes, large_enough
+from .boxes import at_least_float32, clip_boxes_to_image, decode_boxes, encode_boxes, large_enough
 from .config import ModelConfig
 from .matching import IGNORED, match_boxes, sample
 from .nms import batched_nms
@@ -109,7 +109,6 @@ def rpn_loss(
     return {"loss_objectness": objectness, "loss_rpn_box": box}
 
 
-@torch.no_grad()
 def propose(
     logits: list[torch.Tensor],
     deltas: list[torch.Tensor],
@@ -119,6 +118,22 @@ def propose(
     training: bool,
 ) -> list[torch.Tensor]:
     """Proposals of each image: the best anchors of every level, decoded, clipped, without near-duplicates.
+
+    See :func:`rank_proposals`, which gives their scores too.
+    """
+    return [boxes for boxes, _ in rank_proposals(logits, deltas, anchors, image_sizes, config, training)]
+
+
+@torch.no_grad()
+def rank_proposals(
+    logits: list[torch.Tensor],
+    deltas: list[torch.Tensor],
+    anchors: list[torch.Tensor],
+    image_sizes: list[tuple[int, int]],
+    config: ModelConfig,
+    training: bool,
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """:func:`propose`, with the objectness of every proposal.
 
     Top-k and NMS run per level and per image; the final top-k is over one image's levels, never over the
     batch. So neighbours change an image's proposals only by the size that all are padded to: cells in the
@@ -132,7 +147,8 @@ def propose(
         training: which of the ``rpn_*_train`` and ``rpn_*_test`` counts hold.
 
     Returns:
-        N tensors (R_i, 4) xyxy, pixels, best first, detached: the RoI layers pass no gradient to their boxes.
+        for each image boxes (R_i, 4) xyxy, pixels, and logits (R_i,), best first, detached: the RoI layers pass no
+        gradient to their boxes.
     """
     before = config.rpn_pre_nms_train if training else config.rpn_pre_nms_test
     after = config.rpn_post_nms_train if training else config.rpn_post_nms_test
@@ -140,7 +156,7 @@ def propose(
     for image, size in enumerate(image_sizes):
         boxes, scores, levels = [], [], []
         for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
-            score, top = logit[image].float().topk(min(before, logit.shape[1]))
+            score, top = at_least_float32(logit[image]).topk(min(before, logit.shape[1]))
             box = clip_boxes_to_image(decode_boxes(delta[image, top], anchor[top]), size)
             keep = large_enough(box, config.rpn_min_size)
             boxes.append(box[keep])
@@ -148,5 +164,5 @@ def propose(
             levels.append(torch.full((len(keep),), level, device=box.device))
         box, score = torch.cat(boxes), torch.cat(scores)
         keep = batched_nms(box, score, torch.cat(levels), config.rpn_nms)[:after]
-        proposals.append(box[keep])
+        proposals.append((box[keep], score[keep]))
     return proposals

@@ -135,3 +135,35 @@ def _what(value) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return "None" if value is None else f"a {type(value).__name__}"
+
+
+def check_proposals(
+    proposals: list[torch.Tensor] | None, targets: list[dict] | None, images: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The proposals of a model without an RPN: those given, or else the targets'.
+
+    Args:
+        proposals: one (R, 4) xyxy per image, in its own pixels, or None.
+        targets: dictionaries that may hold ``proposals (R, 4)``, or None.
+        images: the images they belong to.
+
+    Raises:
+        ValueError: there are none, or they have another shape; names the image and the remedy.
+    """
+    if proposals is None:
+        held = [target.get("proposals") for target in targets or []]
+        if not held or any(boxes is None for boxes in held):
+            raise ValueError(
+                "the model has no RPN (stages 'heads') and there are no proposals: pass proposals, or targets with "
+                "'proposals' (mrcnn train --proposals FILE)"
+            )
+        proposals = held
+    if len(proposals) != len(images):
+        raise ValueError(f"{len(images)} images and proposals for {len(proposals)}: give one (R, 4) tensor per image")
+    for index, boxes in enumerate(proposals):
+        if not isinstance(boxes, torch.Tensor) or boxes.dim() != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"image {index}: proposals are {_what(boxes)}: give (R, 4) xyxy, pixels")
+        if not boxes.isfinite().all():
+            bad = int((~boxes.isfinite().all(dim=1)).nonzero()[0])
+            raise ValueError(f"image {index}: proposal {bad} is {boxes[bad].tolist()}: give finite numbers")
+    return proposals

@@ -7,7 +7,7 @@ import torch
 
 from mrcnn_scratch.box_head import BoxPredictor, TwoLayerTrunk, box_loss, box_targets, detect_boxes, sample_rois
 from mrcnn_scratch.boxes import decode_boxes
-from mrcnn_scratch.config import model_config
+from mrcnn_scratch.presets import model_config
 
 CONFIG = model_config("tiny-fpn", num_classes=4)
 WEIGHTS = CONFIG.box_weights

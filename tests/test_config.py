@@ -5,7 +5,8 @@ from dataclasses import FrozenInstanceError, asdict
 
 import pytest
 
-from mrcnn_scratch.config import CONVENTIONS, PRESETS, ModelConfig, model_config
+from mrcnn_scratch.config import ModelConfig
+from mrcnn_scratch.presets import CONVENTIONS, PRESETS, model_config
 
 
 def test_the_papers_numbers():

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 import torch
 
-from mrcnn_scratch.config import model_config
+from mrcnn_scratch.presets import model_config
 from mrcnn_scratch.roi_ops import roi_align, roi_pool
 from tests.roi_cases import BACKENDS, OPS, SAMPLERS, boxes_of, gradients
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from mrcnn_scratch.anchors import cell_anchors, grid_anchors, pyramid_anchors
 from mrcnn_scratch.boxes import box_ioa, box_iou, decode_boxes
-from mrcnn_scratch.config import model_config
+from mrcnn_scratch.presets import model_config
 from mrcnn_scratch.rpn import RPNHead, propose, rpn_loss, rpn_targets
 
 CONFIG = model_config("tiny-fpn", num_classes=3)

@@ -1,70 +1,128 @@
-"""``mrcnn train``."""
+"""``mrcnn train``: the toy settings for the tiny models, the paper's recipe for its own."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..config import PRESETS as MODELS
+from ..precision import PRECISIONS
+from ..presets import PRESETS as MODELS
+from ..recipes import STYLES
 from .options import (
-    Data,
+    DATA_HELP,
     DropFaulty,
     Out,
+    Root,
     Seed,
     Setting,
     Threads,
     check_folder,
     interruptible,
-    open_data,
     split_settings,
 )
+from .train_setup import Wishes, make_model, model_config_of, open_training_data, warn_of_random_backbone
+
+_RECIPE = f"{', '.join(STYLES)}: whose settings to train with; paper for the paper's models, none for the tiny ones."
+_BACKBONE = "ImageNet weights to start from: torchvision's .pth, Detectron's .pkl; imagenet: EfficientNet's package."
 
 
 @interruptible()
 def train(
-    data: Data = "shapes:demo",
+    data: Annotated[str | None, typer.Option(help=f"{DATA_HELP} Without it shapes:demo, with a recipe coco.")] = None,
+    root: Root = None,
     config: Annotated[str, typer.Option(help=f"The model: {', '.join(MODELS)}.")] = "tiny-fpn",
+    recipe: Annotated[str | None, typer.Option(help=_RECIPE)] = None,
+    show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print it, with its sources, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Parameters, schedule, hours and memory; no run.")] = False,
+    steps_measured: Annotated[int, typer.Option(min=0, help="Of a dry run; 0 only counts.")] = 3,
     out: Out = Path("runs/train"),
     split: Annotated[str, typer.Option(help="Of the data.")] = "train",
     images: Annotated[
         int | None, typer.Option(min=1, help="Of shapes data how many to draw (1600); of a folder the first so many.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of the weights.")] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 4,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.02,
-    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
-    schedule: Annotated[str, typer.Option(help="step, cosine or constant.")] = "cosine",
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates of the weights (1000, or the recipe's).")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images per step, of all processes (4); a recipe's lr and steps go along.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate (0.02, or the recipe's).")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd (the default) or adamw.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="step, cosine or constant (cosine, or the recipe's).")] = None,
+    precision: Annotated[str | None, typer.Option(help=f"{', '.join(PRECISIONS)}; float32 by default.")] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Images of one forward pass; a step adds up the gradients of all.")
+    ] = None,
     seed: Seed = 0,
-    conventions: Annotated[str, typer.Option(help="paper, torchvision or detectron2.")] = "paper",
-    keypoints: Annotated[bool, typer.Option(help="Train the keypoint branch where the data has keypoints.")] = True,
+    conventions: Annotated[str | None, typer.Option(help="paper, torchvision or detectron2.")] = None,
+    masks: Annotated[bool | None, typer.Option(help="Train the mask branch; a recipe for keypoints has none.")] = None,
+    keypoints: Annotated[
+        bool | None, typer.Option(help="Train the keypoint branch where the data has keypoints; a recipe: if asked to.")
+    ] = None,
+    backbone_weights: Annotated[str | None, typer.Option(help=_BACKBONE)] = None,
+    proposals: Annotated[Path | None, typer.Option(help="Of an RPN trained apart: trains the heads alone.")] = None,
     drop_faulty: DropFaulty = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --out's last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew in an --out that holds a run.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Threads that load images ahead.")] = 0,
     threads: Threads = None,
     settings: Setting = None,
 ) -> None:
-    """Trains a model and leaves last.safetensors, log.csv and train_config.json in --out."""
+    """Trains a model and leaves last.safetensors, log.csv and train_config.json in --out.
+
+    Many processes: torchrun --nproc-per-node 8 -m mrcnn_scratch train ...
+    """
+    wishes = Wishes(config, recipe, masks, keypoints, conventions, *split_settings(settings))
+    asked = {
+        "steps": steps, "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "schedule": schedule,
+        "precision": precision, "images_per_micro_batch": micro_batch, "seed": seed,
+    }  # fmt: skip
+    wishes = wishes.also({name: value for name, value in asked.items() if value is not None}, proposals is not None)
+    wishes.check()
+    if show_recipe:
+        typer.echo(wishes.described())
+        return
+    if not dry_run:
+        check_folder(out)
     import torch
 
-    from ..model import build_model
-    from ..schedule import TrainConfig
+    from ..distributed import world
     from ..training import train as run
 
-    check_folder(out)
-    model_fields, train_fields = split_settings(settings)
-    train_fields = {
-        "steps": steps, "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "schedule": schedule, "seed": seed,
-        "warmup_steps": min(50, steps // 5), "clip_norm": 10.0, **train_fields,
-    }  # fmt: skip
-    train_config = TrainConfig.from_dict(train_fields)
     if threads:
         torch.set_num_threads(threads)
-    dataset = open_data(data, split, images, 1600, seed, keypoints, drop_faulty)
-    joints = dataset.num_keypoints if keypoints else 0
-    model = build_model(
-        config, dataset.num_classes, keypoints=joints, conventions=conventions, **{"seed": seed, **model_fields}
-    ).to(memory_format=torch.channels_last)
-    typer.echo(f"{len(dataset)} images of {data} ({split}), {sum(p.numel() for p in model.parameters()):,} parameters")
-    result = run(model, dataset, train_config, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard)
-    typer.echo(f"{result.steps} steps in {result.seconds:.0f} s: {result.checkpoint}")
+    with world(device) as me:
+        say = typer.echo if me.is_main else _silent
+        dataset, told = open_training_data(wishes, data, root, split, images, seed, drop_faulty, dry_run)
+        train_config, notes = wishes.train_config(dataset and len(dataset))
+        dataset = _with_proposals(dataset, proposals)
+        model_config = model_config_of(wishes, dataset, backbone_weights)
+        counts_only = dry_run and not steps_measured
+        model = make_model(model_config, backbone_weights, torch.device("meta") if counts_only else me.device)
+        say(f"{told}, {sum(p.numel() for p in model.parameters()):,} parameters")
+        for note in notes:
+            say(note)
+        if dry_run:
+            from ..dry_run import dry_run as measure
+
+            say(str(measure(model, dataset, train_config, steps_measured, workers=workers)))
+            return
+        if not (backbone_weights or resume) and me.is_main:
+            warn_of_random_backbone(model_config)
+        result = run(
+            model, dataset, train_config, out, resume=resume, overwrite=overwrite, workers=workers,
+            tensorboard=tensorboard,
+        )  # fmt: skip
+        say(f"{result.steps} steps in {result.seconds:.0f} s: {result.checkpoint}")
+
+
+def _silent(message: str) -> None:
+    """What the processes but the first have to say."""
+
+
+def _with_proposals(dataset, path: Path | None):
+    if path is None or dataset is None:
+        return dataset
+    from ..proposals import with_proposals
+
+    return with_proposals(dataset, path)
