@@ -1,7 +1,8 @@
-"""Which images a step sees, and how they are augmented: pure functions of (seed, step).
+"""Which images a step sees, how they are augmented and who computes them: pure functions of (seed, step).
 
-A resumed run therefore needs the weights, the optimizer's state and the step number, and nothing else; and
-two runs that differ in one setting of the model see the same images, flips and sampling seeds.
+A resumed run therefore needs the weights, the optimizer's state and the step number, and nothing else; two runs
+that differ in one setting of the model see the same images, flips and sampling seeds; and so do two runs that
+share a step's images among different numbers of processes.
 """
 
 import hashlib
@@ -9,12 +10,30 @@ import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 
 from .schedule import TrainConfig
 
-Batch = tuple[list[torch.Tensor], list[dict], list[int]]  # images, targets, dataset indices
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The images of one forward pass, N of them."""
+
+    images: list[torch.Tensor]  # N tensors (3, H_i, W_i) float in [0, 1]
+    targets: list[dict]  # N
+    image_ids: list[int]  # N
+    seeds: list[int]  # N: of each image's sampling of anchors and RoIs
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same with its tensors on ``device``."""
+        images, targets = to_device(self.images, self.targets, device)
+        return MicroBatch(images, targets, self.image_ids, self.seeds)
+
+    def generators(self) -> list[torch.Generator]:
+        """Fresh CPU generators, one for each image."""
+        return [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
 
 def generator_for(seed: int, *names: str | int) -> torch.Generator:
@@ -50,42 +69,95 @@ def batch_indices(step: int, batch_size: int, size: int, seed: int) -> list[int]
     return [order[place // size][place % size] for place in places]
 
 
-def load_batch(dataset, step: int, config: TrainConfig, augment=None) -> Batch:
-    """The images and targets of one step, augmented: a function of the dataset, the seed and the step only.
+def micro_batch_size(config: TrainConfig, processes: int, before: int | None = None) -> int:
+    """Images of one forward pass: as configured, or as the run began, or an equal share for each process.
+
+    A step's gradient is the mean over its micro-batches, whoever computes them: losses are normalised within each.
+    So their size belongs to a run, and the number of processes does not. The paper's 16 images in micro-batches of
+    2 are one forward pass on each of 8 GPUs, or 8 on one.
+
+    Args:
+        processes: that share a step.
+        before: the size of the run that goes on.
+
+    Raises:
+        ValueError: sizes that do not divide; says what would.
+    """
+    total, wanted = config.batch_size, config.images_per_micro_batch
+    if before and wanted not in (0, before):
+        raise ValueError(
+            f"cannot resume: the run's micro-batches hold {before} images, images_per_micro_batch is now {wanted}: "
+            "give 0 to keep them, or start a new run in another out_dir (--out)"
+        )
+    if total % processes:
+        raise ValueError(f"batch_size={total} cannot be shared by {processes} processes: give a multiple of that")
+    size = before or wanted or total // processes
+    if total // size % processes:
+        raise ValueError(
+            f"batch_size={total} in micro-batches of {size} makes {total // size}, which {processes} processes cannot "
+            f"share: use a number of processes that divides {total // size}, or another images_per_micro_batch"
+        )
+    return size
+
+
+def places_of(rank: int, processes: int, batch_size: int) -> range:
+    """The places of a step's batch that a process computes, in one piece: of 8 images 0-3 and 4-7 for two."""
+    share = batch_size // processes
+    return range(rank * share, (rank + 1) * share)
+
+
+def load_step(dataset, step: int, config: TrainConfig, augment, places: range, size: int) -> list[MicroBatch]:
+    """The micro-batches of a process in one step: a function of the dataset, the seed, the step and the places only.
 
     Args:
         dataset: ``dataset[i]`` -> (image, target).
         augment: callable (image, target, generator) -> (image, target), or None.
+        places: of the step's batch; only these are loaded.
+        size: images in a micro-batch.
 
     Returns:
-        (images, each (3, H, W) float in [0, 1]; targets; dataset indices).
+        Micro-batches in the places' order.
     """
-    images, targets = [], []
     indices = batch_indices(step, config.batch_size, len(dataset), config.seed)
-    for position, index in enumerate(indices):
-        image, target = dataset[index]
-        if augment is not None:
-            image, target = augment(image, target, generator_for(config.seed, "augment", step, position))
-        images.append(image)
-        targets.append(target)
-    return images, targets, indices
+    made = []
+    for start in range(places.start, places.stop, size):
+        samples = []
+        for place in range(start, start + size):
+            image, target = dataset[indices[place]]
+            if augment is not None:
+                image, target = augment(image, target, generator_for(config.seed, "augment", step, place))
+            samples.append((image, target))
+        images, targets = map(list, zip(*samples, strict=True))
+        ids = image_names(dataset, indices[start : start + size], targets)
+        seeds = [generator_for(config.seed, "sampling", step, start + i).initial_seed() for i in range(size)]
+        made.append(MicroBatch(images, targets, ids, seeds))
+    return made
 
 
-def load_batches(dataset, start: int, config: TrainConfig, augment=None, workers: int = 0) -> Iterator[Batch]:
-    """Yields :func:`load_batch` of steps ``start`` to ``config.steps - 1``, in order.
+def load_steps(
+    dataset, start: int, config: TrainConfig, augment=None, workers: int = 0, places: range | None = None, size: int = 0
+) -> Iterator[list[MicroBatch]]:
+    """Yields :func:`load_step` of steps ``start`` to ``config.steps - 1``, in order.
 
     Args:
-        workers: threads that load ahead; 0 loads each batch when it is asked for. The batches are the same.
+        workers: threads that load ahead; 0 loads each step when it is asked for. The images are the same.
+        places: this process's share of a step; None is all of it.
+        size: images in a micro-batch; 0 is all of the share.
     """
+    places = range(config.batch_size) if places is None else places
+    size = size or len(places)
+
+    def load(step: int) -> list[MicroBatch]:
+        return load_step(dataset, step, config, augment, places, size)
+
     if workers == 0:
-        for step in range(start, config.steps):
-            yield load_batch(dataset, step, config, augment)
+        yield from map(load, range(start, config.steps))
         return
     pool = ThreadPoolExecutor(workers)
     try:
         waiting = deque()
         for step in range(start, config.steps):
-            waiting.append(pool.submit(load_batch, dataset, step, config, augment))
+            waiting.append(pool.submit(load, step))
             if len(waiting) > 2 * workers:  # two each keep the threads busy; more would only hold memory
                 yield waiting.popleft().result()
         while waiting:

@@ -24,7 +24,7 @@ class ModelConfig:
     min_size: int = 800  # shorter edge after resizing, pixels; 0: images are taken as they are
     max_size: int = 1333  # longer edge at most, pixels (Detectron)
     train_min_sizes: tuple[int, ...] = ()  # in training one of these is drawn per image; empty: min_size (section 5)
-    resize: str = "round"  # "round": to the nearest pixel | "torchvision": down, by a ratio in float32
+    resize: str = "round"  # "round": to the nearest pixel | "torchvision": cut; boxes by float32 ratios
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet, RGB in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 

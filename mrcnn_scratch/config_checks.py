@@ -65,6 +65,8 @@ def check_config(config) -> None:
     for name, least in AT_LEAST.items():
         if min(_numbers(getattr(config, name)), default=least) < least:
             raise ValueError(f"{name} is {getattr(config, name)}: {REMEDIES.get(name, f'it must be at least {least}')}")
+    if config.freeze_at > 5:
+        raise ValueError(f"freeze_at is {config.freeze_at}: give 0 to 5, where 5 freezes the stem and res2 to res5")
     for name in POSITIVE:
         values = _numbers(getattr(config, name))
         if not values or min(values) <= 0:
@@ -94,15 +96,46 @@ def _check_type(name: str, value, default) -> None:
 
 
 def _check_pairs(config) -> None:
+    """Fields that are each in range but do not go together."""
     if config.min_size > config.max_size:
         raise ValueError(
             f"min_size is {config.min_size}, max_size {config.max_size}: the shorter edge cannot exceed the longest"
+        )
+    if max(config.train_min_sizes, default=0) > config.max_size:
+        raise ValueError(
+            f"train_min_sizes holds {max(config.train_min_sizes)}, max_size is {config.max_size}: the shorter edge "
+            "cannot exceed the longest, raise max_size or drop this size"
         )
     if config.rpn_negative_iou > config.rpn_positive_iou:
         raise ValueError(
             f"rpn_negative_iou is {config.rpn_negative_iou}, rpn_positive_iou {config.rpn_positive_iou}: "
             "an anchor would be both, lower the first"
         )
+    _check_neck(config)
+    if config.mask_loss == "softmax" and config.mask_classes == "agnostic":
+        raise ValueError(
+            "mask_loss is 'softmax' and mask_classes 'agnostic': classes cannot compete in one mask, "
+            "choose mask_loss 'sigmoid' or mask_classes 'specific'"
+        )
+
+
+def _check_neck(config) -> None:
+    """What the neck allows: res5 is a head with C4 alone, levels P5 and P6 are FPN's."""
+    if config.pyramid_top and config.neck != "fpn":
+        raise ValueError(f"pyramid_top is True, neck {config.neck!r}: P6 is made of P5, set pyramid_top=False")
+    if config.neck != "c4":
+        if config.res5_stride == 2:
+            raise ValueError(f"res5_stride is 2, neck {config.neck!r}: only c4 has res5 as a head, set res5_stride=1")
+        return
+    if config.backbone == "efficientnet_lite0":
+        raise ValueError("neck is 'c4', backbone 'efficientnet_lite0': it has no res5 for a head, choose neck 'fpn'")
+    if config.mask_head == "mlp":
+        raise ValueError("mask_head is 'mlp', neck 'c4': Table 2e's is on FPN, choose mask_head 'fcn' or neck 'fpn'")
+    for name in ["box_pool"] + ["mask_pool"] * config.masks:
+        if config.res5_stride == 2 and getattr(config, name) % 2:
+            raise ValueError(
+                f"res5_stride is 2, {name} {getattr(config, name)}: it must be even, such as 14, to be halved"
+            )
 
 
 def _check_anchors(config) -> None:

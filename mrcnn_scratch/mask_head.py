@@ -68,7 +68,7 @@ class MLPMaskHead(nn.Module):
         x = pooled.flatten(1)
         for layer in self.layers:
             x = torch.relu(layer(x))
-        return self.logits(x).view(len(x), -1, self.side, self.side)
+        return self.logits(x).unflatten(1, (-1, self.side, self.side))  # (R, K * 2m * 2m) -> (R, K, 2m, 2m)
 
 
 def make_mask_head(config: ModelConfig, channels: int) -> nn.Module:

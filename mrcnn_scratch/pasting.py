@@ -42,10 +42,10 @@ def paste_masks(
     if not corners.isfinite().all():
         index = int((~corners.isfinite()).any(dim=1).nonzero()[0])
         raise ValueError(f"boxes[{index}] is {boxes[index].tolist()}; drop boxes that are not finite, or too large")
+    suits = masks.device.type == "cpu" and masks.dtype in (torch.float32, torch.float64) and len(masks) > 0
     differentiable = masks.requires_grad and torch.is_grad_enabled()
-    if masks.device.type == "cpu" and masks.dtype in (torch.float32, torch.float64) and not differentiable:
-        if (compiled := _compiled()) is not None:
-            return compiled.paste(masks, corners.cpu(), size, int(legacy), threshold)
+    if suits and not differentiable and (compiled := _compiled()) is not None:
+        return compiled.paste(masks, corners.cpu(), size, int(legacy), threshold)
     return paste_masks_torch(masks, corners, size, int(legacy), threshold)
 
 
@@ -59,15 +59,16 @@ def paste_masks_torch(
     height, width = size
     canvas = masks.new_zeros(len(masks), height, width, dtype=None if threshold is None else torch.bool)
     masks = F.pad(masks, (ring,) * 4)
-    for mask, (x1, y1, x2, y2), image in zip(masks, boxes.tolist(), canvas, strict=True):
+    for index, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
         left, right = max(math.floor(x1), 0), min(math.ceil(x2), width)
         top, bottom = max(math.floor(y1), 0), min(math.ceil(y2), height)
         if left >= right or top >= bottom or x1 >= x2 or y1 >= y2:  # outside the image, or empty
             continue
+        mask = masks[index]
         x, y = _places(left, right, x1, x2, mask), _places(top, bottom, y1, y2, mask)  # (w,), (h,)
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (h, w, 2)
         patch = F.grid_sample(mask[None, None], grid[None], align_corners=False)[0, 0]
-        image[top:bottom, left:right] = patch if threshold is None else patch >= threshold
+        canvas[index, top:bottom, left:right] = patch if threshold is None else patch >= threshold
     return canvas
 
 
@@ -96,9 +97,8 @@ def _legacy_boxes(boxes: Tensor, M: int) -> Tensor:
 def _check(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float | None) -> None:
     if masks.dim() != 3 or not masks.is_floating_point() or 0 in masks.shape[1:]:
         raise ValueError(f"masks must be floats (D, M, M) with M at least 1, got {masks.dtype} {tuple(masks.shape)}")
-    if boxes.shape != (len(masks), 4) :
-        wanted = f"({len(masks)}, 4), one for each mask"
-        raise ValueError(f"boxes must be floats {wanted}; got {boxes.dtype} {tuple(boxes.shape)}")
+    if boxes.shape != (len(masks), 4):
+        raise ValueError(f"boxes must be ({len(masks)}, 4), one for each mask; got {tuple(boxes.shape)}")
     if len(size) != 2 or min(size) < 0:
         raise ValueError(f"size must be the height and width of the image, got {size}")
     if threshold is not None and not 0 < threshold <= 1:

@@ -35,11 +35,11 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], ring: int, thresh
         threshold: None, or what a pixel must reach to be set.
     Returns: (D, H, W) in the masks' dtype, bool with a threshold.
     """
+    out, lines = _canvas((len(masks), *size), masks.dtype if threshold is None else torch.bool)
     masks, boxes = masks.detach().contiguous().numpy(), boxes.contiguous().numpy()
     cut = None if threshold is None else masks.dtype.type(threshold)
-    out, lines = _canvas((len(masks), *size), masks.dtype if threshold is None else np.dtype(np.bool_))
-    run(_serial, _parallel, _pixels(boxes, *size) + lines.size, masks, boxes, ring, cut, out, lines, threads())
-    return torch.from_numpy(out)
+    run(_serial, _parallel, _pixels(boxes, *size) + lines.size, masks, boxes, ring, cut, out.numpy(), lines, threads())
+    return out
 
 
 class _Loan:
@@ -52,8 +52,8 @@ class _Loan:
         _kept[:] = [self.block]
 
 
-def _canvas(shape: tuple[int, int, int], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """An array to paste into, and what of its memory is still to be cleared, as whole cache lines of float32.
+def _canvas(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, np.ndarray]:
+    """A tensor to paste into, and what of its memory is still to be cleared, as whole cache lines of float32.
 
     Fresh memory is zero, but the system gives and clears it page by page where it is first written: with the boxes of
     100 objects that took 28 ms. All 427 MB of memory that is there already are cleared past the cache in 16 (one
@@ -62,8 +62,10 @@ def _canvas(shape: tuple[int, int, int], dtype: np.dtype) -> tuple[np.ndarray, n
     """
     count, nothing = math.prod(shape), np.empty(0, np.float32)
     nbytes = -(-count * dtype.itemsize // LINE) * LINE
-    if not SMALL <= nbytes <= KEEP:
-        return np.zeros(shape, dtype), nothing
+    if nbytes < SMALL:
+        return torch.zeros(shape, dtype=dtype), nothing
+    if nbytes > KEEP:
+        return torch.from_numpy(np.zeros(nbytes, np.uint8)).view(dtype)[:count].view(shape), nothing
     try:
         block = _kept.pop()
     except IndexError:
@@ -71,8 +73,8 @@ def _canvas(shape: tuple[int, int, int], dtype: np.dtype) -> tuple[np.ndarray, n
     if fresh := not nbytes <= len(block) <= 2 * nbytes:
         block = np.zeros(nbytes + nbytes // 8 + LINE, np.uint8)  # an eighth to spare: the number of objects varies
         block = block[-block.ctypes.data % LINE :]
-    memory = np.asarray(_Loan(block))[:nbytes]
-    return memory.view(dtype)[:count].reshape(shape), nothing if fresh else memory.view(np.float32)
+    memory = torch.from_numpy(np.asarray(_Loan(block))[:nbytes])
+    return memory.view(dtype)[:count].view(shape), nothing if fresh else memory.numpy().view(np.float32)
 
 
 @compiled(error_model="numpy")

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from .common_classes import shifted
 from .datasets.images import read_image
 from .evaluation import detections_to_coco, write_results
 from .resume import LAST
-from .weights import load_model
+from .weights import load_pretrained
 
 SHIPPED = "tiny-demo.safetensors"  # trained on the embedded data; assets/tiny-demo.json says how
 
@@ -47,10 +48,12 @@ def predict_files(
 
     Args:
         photos: image files of any size and mode.
-        checkpoint: a file of ``save_model`` or of a training run; None is the shipped one.
+        checkpoint: a file of ``save_model`` or of a training run, or torchvision's or Detectron2's weights (see
+            :func:`~mrcnn_scratch.weights.load_pretrained`); None is the shipped one.
         out: folder for ``<photo>.png`` and ``results_bbox.json``, ``results_segm.json``, ``results_keypoints.json``;
-            the image ids in these count the photos from 1, ``images.json`` holds their names. Keypoints are
-            kept of the classes that have any, see :func:`~mrcnn_scratch.visualize.instances.has_keypoints`.
+            the image ids in these count the photos from 1, ``images.json`` holds their names, and the category ids
+            are the training data's, COCO's for weights of COCO. Keypoints are kept of the classes that have any, see
+            :func:`~mrcnn_scratch.visualize.instances.has_keypoints`.
         threshold: smallest score that is drawn; the results hold all detections.
         min_size: shorter edge that the model sees, pixels; 0 keeps the photo's own, None the checkpoint's.
         max_size: longer edge at most, pixels; None the checkpoint's.
@@ -68,7 +71,7 @@ def predict_files(
     names = _distinct_names(photos)
     if threads:
         torch.set_num_threads(threads)
-    model, metadata = load_model(checkpoint_file(checkpoint or shipped_checkpoint()))
+    model, metadata = load_pretrained(checkpoint_file(checkpoint or shipped_checkpoint()))
     model = _with_sizes(model, min_size, max_size).to(memory_format=torch.channels_last)
     images = [read_image(photo) for photo in photos]
     class_names = metadata.get("class_names") or [f"class {k}" for k in range(model.config.num_classes)]
@@ -83,6 +86,8 @@ def predict_files(
     ):
         with torch.inference_mode():
             detection = model([image])[0]
+        if "keypoints" in detection:
+            detection["keypoints"] = shifted(detection["keypoints"], metadata.get("keypoint_offset", 0.0))
         boxes, masks, keypoints = detections_to_coco(detection, index + 1, label_to_category)
         results["bbox"] += boxes
         results["segm"] += masks

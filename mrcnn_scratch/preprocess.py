@@ -38,15 +38,14 @@ def _float32(number: float) -> float:
 def resized_size(size: tuple[int, int], min_size: int, max_size: int, resize: str = "round") -> tuple[int, int]:
     """Height and width after making the shorter edge ``min_size`` unless the longer would pass ``max_size``.
 
-    480 x 640 becomes 800 x 1067, 400 x 1200 becomes 444 x 1333; ``min_size`` 0 changes nothing. With "torchvision" the
-    ratio is a float32 and the size is cut to whole pixels: 480 x 640 becomes 799 x 1066.
+    480 x 640 becomes 800 x 1067, 400 x 1200 becomes 444 x 1333; ``min_size`` 0 changes nothing. "torchvision" cuts to
+    whole pixels: 480 x 640 becomes 800 x 1066.
     """
     if min_size == 0:
         return size
-    if resize == "torchvision":
-        scale = min(_float32(min_size / min(size)), _float32(max_size / max(size)))
-        return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
     scale = min(min_size / min(size), max_size / max(size))
+    if resize == "torchvision":
+        return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 

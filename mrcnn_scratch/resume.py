@@ -1,6 +1,6 @@
 """Stopping a run and going on: Ctrl-C, the training checkpoint, and the checks before a run continues.
 
-A checkpoint is the weights, the optimizer's state and the step in one file.
+A checkpoint is the weights, the optimizer's state (and the loss scale's) and the step in one file.
 Batches, augmentation and sampling follow from (seed, step), so that is all that an exact resume needs.
 """
 
@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 
 from .schedule import TrainConfig
-from .weights import load_model_tensors, model_tensors, read_checkpoint, write_checkpoint
+from .weights import model_tensors, read_checkpoint, write_checkpoint
 
 LAST = "last.safetensors"
 RESUME_COMMAND = "the same command with --resume goes on"
 _OPTIMIZER = "optimizer/"
-_MAY_DIFFER = {"checkpoint_every"}  # it changes no weight and no row of the log
+# the first changes no weight and no row of the log; the second is compared as the facts' own "micro_batch"
+_MAY_DIFFER = {"checkpoint_every", "images_per_micro_batch"}
 
 
 def run_facts(model, dataset, config: TrainConfig) -> dict:
@@ -73,20 +74,25 @@ def load_optimizer_tensors(model, optimizer, tensors: dict[str, torch.Tensor]) -
             )
 
 
-def save_checkpoint(path: str | Path, model, optimizer, step: int, facts: dict) -> None:
-    """Writes a checkpoint after ``step`` finished updates, whole or not at all."""
+def save_checkpoint(path: str | Path, model, optimizer, step: int, facts: dict, scaler: dict | None = None) -> None:
+    """Writes a checkpoint after ``step`` finished updates, whole or not at all.
+
+    Args:
+        facts: of the run, with ``micro_batch``, the images of one forward pass.
+        scaler: the loss scale's state, see :meth:`~mrcnn_scratch.precision.LossScaler.state`.
+    """
     tensors = model_tensors(model) | optimizer_tensors(model, optimizer)
-    write_checkpoint(path, tensors, {**facts, "step": step})
+    write_checkpoint(path, tensors, {**facts, "step": step, "loss_scale": scaler or {}})
 
 
-def load_checkpoint(path: str | Path, model, optimizer, facts: dict) -> int:
-    """Puts weights and optimizer state back, once everything about the run agrees.
+def read_run(path: str | Path, facts: dict) -> tuple[dict[str, torch.Tensor], dict]:
+    """Reads a checkpoint to go on from, once everything about the run agrees.
 
     Args:
         facts: of the run that wants to go on, from :func:`run_facts`.
 
     Returns:
-        The number of finished updates.
+        (tensors; metadata: facts, ``step``, finished updates, ``micro_batch``, ``loss_scale``).
 
     Raises:
         ValueError: no such file, a truncated one, weights without a training state, or another run's: names
@@ -115,9 +121,7 @@ def load_checkpoint(path: str | Path, model, optimizer, facts: dict) -> int:
             f"cannot resume {path}: its classes are {', '.join(saved['class_names'])}, "
             f"the dataset's {', '.join(facts['class_names'])}: resume on the dataset the run began with"
         )
-    load_model_tensors(model, tensors, path)
-    load_optimizer_tensors(model, optimizer, tensors)
-    return saved["step"]
+    return tensors, saved
 
 
 def checkpoint_to_resume(out: Path | None, resume: bool | str | Path, overwrite: bool) -> Path | None:
@@ -139,7 +143,7 @@ def checkpoint_to_resume(out: Path | None, resume: bool | str | Path, overwrite:
         if resume is True and not kept.exists():
             raise ValueError(f"{kept} does not exist: there is no run to go on with, leave resume (--resume) out")
         for stale in out.glob(f".{LAST}.*.tmp"):  # of a run that was killed while it wrote
-            stale.unlink()
+            stale.unlink(missing_ok=True)  # several processes clear up
     return source
 
 
@@ -152,26 +156,33 @@ def how_to_resume(finished: int, steps: int, out: Path | None) -> str:
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[threading.Event]:
-    """Turns the first Ctrl-C into an event, so that no update is cut in half; a second one stops at once.
+def deferred_interrupt(speaks: bool = True) -> Iterator[threading.Event]:
+    """Turns the first Ctrl-C or SIGTERM into an event, so that no update is cut in half; a second stops at once.
 
-    Outside the main thread, or where the process ignores SIGINT, signals stay as they are.
+    SIGTERM is how a batch system, and torchrun, end a job. Outside the main thread, or where the process ignores
+    a signal, it stays as it is.
+
+    Args:
+        speaks: whether this process answers a Ctrl-C; of several only one should.
     """
     stop = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
-        yield stop
-        return
 
-    def on_interrupt(signum, frame):
+    def on_signal(signum, frame):
         if stop.is_set():
             raise KeyboardInterrupt("stopped at once: the last checkpoint stands")
         stop.set()
-        # not print: the signal may have come in the middle of the progress bar's own write
-        os.write(2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n")
+        if speaks and signum == signal.SIGINT:
+            # not print: the signal may have come in the middle of the progress bar's own write
+            os.write(2, b"\nfinishing this step, then saving; Ctrl-C again stops at once\n")
 
-    signal.signal(signal.SIGINT, on_interrupt)
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, on_signal)
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

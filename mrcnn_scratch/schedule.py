@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 
+from .precision import PRECISIONS
+
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("step", "cosine", "constant")
 
@@ -19,7 +21,9 @@ class TrainConfig:
     """
 
     steps: int = 300  # updates of the weights; toy choice (Mask R-CNN, section 3.1: 160,000)
-    batch_size: int = 4  # images per step; toy choice (section 3.1: 16, two on each of 8 GPUs)
+    batch_size: int = 4  # images per step, of all processes together; toy choice (section 3.1: 16)
+    images_per_micro_batch: int = 0  # of one forward pass (section 3.1: 2, on each GPU); 0: batch_size / processes
+    precision: str = "float32"  # or "bfloat16", "float16": of convolutions and products; the paper: float32
     optimizer: str = "sgd"  # "sgd" (section 3.1) or "adamw" (arXiv:1711.05101)
     lr: float = 0.02  # step size after warm-up; section 3.1, at 16 images a step
     momentum: float = 0.9  # SGD's momentum and AdamW's beta1; section 3.1
@@ -49,7 +53,7 @@ class TrainConfig:
             self._require(
                 name, _is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number >= 1"
             )
-        for name in ("warmup_steps", "seed"):
+        for name in ("warmup_steps", "seed", "images_per_micro_batch"):
             self._require(
                 name, _is_whole(getattr(self, name)) and getattr(self, name) >= 0, "a whole number >= 0"
             )
@@ -68,6 +72,9 @@ class TrainConfig:
         self._require("decay_norm_bias", isinstance(self.decay_norm_bias, bool), "True or False")
         self._require("optimizer", self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
         self._require("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        cuts = self.images_per_micro_batch == 0 or self.batch_size % self.images_per_micro_batch == 0
+        self._require("images_per_micro_batch", cuts, f"0, or a divisor of batch_size={self.batch_size}")
         self._require(
             "milestones", all(0 < m <= 1 for m in self.milestones), "fractions of the run, 0 < m <= 1"
         )

@@ -1,7 +1,8 @@
 """Checkpoints as safetensors: one file, written atomically, read without executing anything from it.
 
 A file holds tensors named ``model/<state_dict name>`` (and, for a training checkpoint, ``optimizer/...``)
-and one JSON string of metadata: the model's configuration, its class names, the step.
+and one JSON string of metadata: the model's configuration, its class names, the step. Weights of torchvision and
+Detectron2 are read by weight_files/, whose public names are here too.
 """
 
 import json
@@ -13,6 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .files import whole_file
+from .weight_files.detectron2_names import detectron2_fields
+from .weight_files.identify import Identified, identify
+from .weight_files.loading import load_backbone_weights, load_detectron2_weights, load_torchvision_weights
+from .weight_files.reading import file_kind, read_weights
+from .weight_files.torchvision_names import export_torchvision_weights, torchvision_fields
+
+__all__ = [
+    "Identified", "detectron2_fields", "export_torchvision_weights", "identify", "load_backbone_weights",
+    "load_detectron2_weights", "load_model", "load_model_tensors", "load_pretrained", "load_torchvision_weights",
+    "model_tensors", "read_checkpoint", "read_weights", "save_model", "torchvision_fields", "write_checkpoint",
+]  # fmt: skip
 
 FORMAT = 1
 _KEY = "mrcnn_scratch"  # safetensors metadata maps strings to strings: ours is one JSON document
@@ -133,3 +145,58 @@ def load_model(path: str | Path):
     model = MaskRCNN(ModelConfig.from_dict(metadata["config"]))
     load_model_tensors(model, tensors, path)
     return model.eval(), metadata
+
+
+def load_pretrained(path: str | Path, **fields):
+    """The model of any file of weights: ours, torchvision's or Detectron2's, in eval mode, on the CPU.
+
+    A foreign file is identified by its names and shapes, and gets the conventions of its code base and, where the
+    number of classes is COCO's, COCO's class names and category ids.
+
+    Args:
+        path: a .safetensors, .pth or .pkl file.
+        fields: of the configuration, for a foreign file; e.g. ``score_threshold=0.5``.
+
+    Returns:
+        (model, metadata): as :func:`load_model`; of a foreign file ``class_names`` and ``label_to_category`` if they
+        are COCO's, ``skeleton`` with COCO's keypoints, ``keypoint_offset``, what to add to its keypoints for ours,
+        and ``identified``, the ``build_model`` call.
+
+    Raises:
+        ValueError: as :func:`load_model`, :func:`~mrcnn_scratch.weight_files.identify.identify` and the loaders.
+    """
+    path = Path(path)
+    if not path.is_file() or _is_ours(path):
+        return load_model(path)
+    file = read_weights(path)
+    found = identify(file)
+    model = found.build(**fields)
+    load = load_torchvision_weights if found.kind == "torchvision" else load_detectron2_weights
+    load(model, file)
+    return model.eval(), _coco_metadata(found)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether :func:`read_checkpoint` should read a file, or say what is wrong with it."""
+    kind = file_kind(path)
+    if kind == "safetensors":
+        try:
+            with safe_open(path, framework="pt") as handle:
+                return _KEY in (handle.metadata() or {})
+        except (SafetensorError, OSError, ValueError):
+            return True
+    return not kind and path.suffix not in (".pth", ".pt", ".pkl")
+
+
+def _coco_metadata(found: Identified) -> dict:
+    from .datasets.coco_classes import PERSON_SKELETON, coco_classes
+
+    # torchvision learned COCO's keypoints, pixel indices, as they are; ours are continuous: pixel 3's middle is 3.5
+    metadata = {"identified": found.call, "keypoint_offset": 0.5 if found.kind == "torchvision" else 0.0}
+    classes = coco_classes(found.num_classes, found.keypoints)
+    if classes:
+        metadata["class_names"], labels = classes
+        metadata["label_to_category"] = sorted(labels.items())
+    if found.keypoints == 17:
+        metadata["skeleton"] = [list(edge) for edge in PERSON_SKELETON]
+    return metadata

@@ -101,6 +101,50 @@ def test_values_out_of_range_are_refused(field, value, message):
         model_config("tiny-fpn", **{field: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("tiny-fpn", {"freeze_at": 6}, "freeze_at is 6: give 0 to 5"),
+        ("tiny-fpn", {"freeze_at": -1}, "freeze_at is -1"),
+        ("tiny-c4", {"mask_head": "mlp"}, "mask_head is 'mlp', neck 'c4': .* choose mask_head 'fcn' or neck 'fpn'"),
+        ("tiny-c4", {"backbone": "efficientnet_lite0"}, "neck is 'c4', backbone 'efficientnet_lite0': .*neck 'fpn'"),
+        ("tiny-fpn", {"mask_loss": "softmax", "mask_classes": "agnostic"}, "choose mask_loss 'sigmoid' or mask_cl"),
+        ("tiny-c4", {"mask_loss": "softmax", "mask_classes": "agnostic"}, "choose mask_loss 'sigmoid' or mask_cl"),
+        ("tiny-fpn", {"res5_stride": 2, "box_pool": 14}, "res5_stride is 2, neck 'fpn': .* set res5_stride=1"),
+        ("tiny-c5", {"res5_stride": 2, "box_pool": 14}, "res5_stride is 2, neck 'c5': .* set res5_stride=1"),
+        ("tiny-c4", {"res5_stride": 2, "mask_pool": 14}, "res5_stride is 2, box_pool 7: it must be even, such as 14"),
+        ("tiny-c4", {"res5_stride": 2, "box_pool": 14}, "res5_stride is 2, mask_pool 7: it must be even, such as 14"),
+        ("tiny-c4", {"pyramid_top": True}, "pyramid_top is True, neck 'c4': .* set pyramid_top=False"),
+        ("tiny-c5", {"pyramid_top": True}, "pyramid_top is True, neck 'c5': .* set pyramid_top=False"),
+        ("tiny-fpn", {"train_min_sizes": (640, 1400)}, "train_min_sizes holds 1400, max_size is 1333: .* raise"),
+        ("tiny-fpn", {"train_min_sizes": (0, 640)}, "train_min_sizes is .*: it must be at least 1"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused(name, values, message):
+    with pytest.raises(ValueError, match=message):
+        model_config(name, **values)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("tiny-fpn", {"freeze_at": 5}),
+        ("tiny-fpn", {"mask_head": "mlp"}),
+        ("tiny-c5", {"mask_head": "mlp"}),
+        ("tiny-c5", {"backbone": "efficientnet_lite0"}),
+        ("tiny-c4", {"mask_classes": "agnostic"}),
+        ("tiny-c4", {"mask_loss": "softmax"}),
+        ("tiny-c4", {"res5_stride": 2, "box_pool": 14, "mask_pool": 14}),
+        ("tiny-c4", {"res5_stride": 2, "box_pool": 14, "masks": False}),
+        ("tiny-fpn", {"train_min_sizes": (1333,)}),
+        ("tiny-fpn", {"stages": "rpn", "masks": True, "keypoints": 17}),
+    ],
+)
+def test_their_neighbours_are_taken(name, values):
+    config = model_config(name, **values)
+    assert all(getattr(config, field) == value for field, value in values.items())
+
+
 def test_a_configuration_cannot_change_under_a_model():
     config = model_config("tiny-fpn")
     with pytest.raises(FrozenInstanceError):
@@ -112,3 +156,8 @@ def test_a_configuration_cannot_change_under_a_model():
 def test_strides_follow_the_neck():
     assert model_config("tiny-fpn").strides == (4, 8, 16, 32)
     assert model_config("tiny-c4").strides == (16,)
+    assert model_config("tiny-c5").strides == (32,)
+    with_top = model_config("tiny-fpn", pyramid_top=True, anchor_sizes=((8,), (16,), (32,), (64,), (128,)))
+    assert with_top.strides == (4, 8, 16, 32, 64)
+    with pytest.raises(ValueError, match="anchor_sizes has 4 levels, neck 'fpn' has 5"):
+        model_config("tiny-fpn", pyramid_top=True)

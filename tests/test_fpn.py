@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from mrcnn_scratch.fpn import FPN
+from mrcnn_scratch import build_model
+from mrcnn_scratch.fpn import FPN, pyramid_top
 
 
 def identity_fpn(levels):
@@ -61,3 +63,46 @@ def test_initial_weights_keep_the_variance():
     assert float(fpn.lateral[0].weight.detach().std()) == pytest.approx(100**-0.5, rel=0.02)
     assert float(fpn.output[0].weight.detach().std()) == pytest.approx((9 * 200) ** -0.5, rel=0.02)
     assert not fpn.lateral[0].bias.any() and not fpn.output[0].bias.any()
+
+
+@pytest.mark.parametrize("size", [(7, 10), (6, 9), (1, 1)])
+def test_p6_is_every_second_cell_of_p5(generator, size):
+    pyramid = [torch.randn(2, 3, 4, 5, generator=generator), torch.randn(2, 3, *size, generator=generator)]
+    topped = pyramid_top(pyramid)
+    assert len(topped) == 3 and all(a is b for a, b in zip(topped, pyramid, strict=False))
+    assert torch.equal(topped[-1], pyramid[-1][:, :, ::2, ::2])
+    assert torch.equal(topped[-1], F.max_pool2d(pyramid[-1], 1, 2))  # how Detectron and torchvision write it
+
+
+def test_p6_by_hand_and_its_gradient():
+    p5 = torch.arange(12.0).view(1, 1, 3, 4).requires_grad_()
+    p6 = pyramid_top([p5])[-1]
+    assert p6[0, 0].tolist() == [[0, 2], [8, 10]]
+    p6.sum().backward()
+    assert p5.grad[0, 0].tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("size", [(75, 101), (64, 97), (33, 160)])
+@pytest.mark.parametrize("top", [False, True])
+def test_the_levels_of_an_odd_image(size, top):
+    # 75 x 101 -> P2 19 x 26, P3 10 x 13, P4 5 x 7, P5 3 x 4, P6 2 x 2
+    sizes = ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))[: 5 if top else 4]
+    model = build_model("tiny-fpn", 3, pyramid_top=top, anchor_sizes=sizes, widths=(8, 8, 8, 8), fpn_channels=12).eval()
+    with torch.no_grad():
+        features = model.extract(torch.rand(1, 3, *size))
+    assert len(features) == len(model.config.strides) == (5 if top else 4)
+    for feature, stride in zip(features, model.config.strides, strict=True):
+        assert feature.shape == (1, 12, -(-size[0] // stride), -(-size[1] // stride))  # rounded up
+    if top:
+        assert torch.equal(features[4], features[3][:, :, ::2, ::2])
+
+
+def test_rois_are_never_pooled_from_p6(generator):
+    # A RoI of 1024 pixels would go to level 6 by eq. 1: it pools from P5, and the RPN alone reads P6.
+    sizes = ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,))
+    model = build_model("tiny-fpn", 3, pyramid_top=True, anchor_sizes=sizes).eval()
+    features = [torch.randn(1, 2, 1024 // s, 1024 // s, generator=generator) for s in model.config.strides]
+    roi = [torch.tensor([[0.0, 0, 1024, 1024]])]
+    with_top = model.pool(features, roi, 7)
+    assert torch.equal(with_top, model.pool(features[:4], roi, 7))
+    assert torch.equal(with_top, model.pool([*(f * 0 for f in features[:3]), features[3]], roi, 7)) and with_top.any()

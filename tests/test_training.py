@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrcnn_scratch import files, nan_guard, weights
-from mrcnn_scratch.batches import batch_indices, generator_for, load_batch, load_batches
+from mrcnn_scratch.batches import MicroBatch, batch_indices, generator_for, load_step, load_steps
 from mrcnn_scratch.logs import read_log
+from mrcnn_scratch.nan_guard import Guard
 from mrcnn_scratch.schedule import PAPER, TrainConfig, lr_at
 from mrcnn_scratch.training import NonFiniteLoss, make_optimizer, train, train_step
+from mrcnn_scratch.training_step import make_learner
 from mrcnn_scratch.weights import read_checkpoint
 
 
@@ -42,14 +44,14 @@ class ToyModel(torch.nn.Module):
             self.score = torch.nn.Linear(config.width, config.num_classes)
             self.frozen = torch.nn.Linear(2, 2).requires_grad_(False)
 
-    def forward(self, images, targets=None, generator=None):
+    def forward(self, images, targets, generators):
         sizes = {image.shape for image in images}
         if len(sizes) > 1:  # augmented to different sizes
             side = min(min(image.shape[1:]) for image in images)
             images = [image[:, :side, :side] for image in images]
         features = self.norm(self.conv(torch.stack(images))).relu()  # (N, C, H, W)
-        sampled = torch.rand(features.shape[-2:], generator=generator) < 0.5
-        pooled = features[:, :, sampled].mean(-1)  # (N, C)
+        sampled = [torch.rand(features.shape[-2:], generator=generator) < 0.5 for generator in generators]
+        pooled = torch.stack([f[:, s].mean(-1) for f, s in zip(features, sampled, strict=True)])  # (N, C)
         labels = torch.stack([target["labels"][0] for target in targets])
         centres = torch.stack([target["boxes"][0].view(2, 2).mean() for target in targets]) / 16
         return {
@@ -265,24 +267,27 @@ def noise(image, target, generator):
 
 def test_augmentation_depends_on_seed_step_and_place():
     dataset, config = ToyDataset(1), replace(PLAIN, batch_size=3)
-    first, _, _ = load_batch(dataset, 4, config, noise)
-    again, _, _ = load_batch(dataset, 4, config, noise)
+
+    def load(step, config=config):
+        return load_step(dataset, step, config, noise, range(3), 3)[0].images
+
+    first, again = load(4), load(4)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], first[1])  # the same image, twice in a batch, is augmented twice
-    assert not torch.equal(first[0], load_batch(dataset, 5, config, noise)[0][0])
-    assert not torch.equal(first[0], load_batch(dataset, 4, replace(config, seed=1), noise)[0][0])
+    assert not torch.equal(first[0], load(5)[0])
+    assert not torch.equal(first[0], load(4, replace(config, seed=1))[0])
 
 
 @pytest.mark.parametrize("start", [0, 5, 11, 12])
 def test_workers_load_the_same_batches(start):
     dataset = ToyDataset()
-    plain = list(load_batches(dataset, start, PLAIN, noise))
-    threaded = list(load_batches(dataset, start, PLAIN, noise, workers=3))
+    plain = list(load_steps(dataset, start, PLAIN, noise))
+    threaded = list(load_steps(dataset, start, PLAIN, noise, workers=3))
     assert len(plain) == len(threaded) == 12 - start
-    for (images_a, targets_a, indices_a), (images_b, targets_b, indices_b) in zip(plain, threaded, strict=True):
-        assert indices_a == indices_b
-        assert all(torch.equal(a, b) for a, b in zip(images_a, images_b, strict=True))
-        assert [t["image_id"] for t in targets_a] == [t["image_id"] for t in targets_b]
+    for ((a,), (b,)) in zip(plain, threaded, strict=True):
+        assert a.image_ids == b.image_ids == [target["image_id"] for target in b.targets]
+        assert a.seeds == b.seeds
+        assert all(torch.equal(x, y) for x, y in zip(a.images, b.images, strict=True))
 
 
 def test_workers_report_what_a_dataset_raises():
@@ -299,9 +304,9 @@ def test_flip_and_scale_reach_the_model():
     seen = []
 
     class Watching(ToyModel):
-        def forward(self, images, targets, generator):
+        def forward(self, images, targets, generators):
             seen.append((images, targets))
-            return super().forward(images, targets, generator)
+            return super().forward(images, targets, generators)
 
     config = replace(PLAIN, steps=1, batch_size=6, flip=1.0, scale=(0.5, 0.75))
     dataset = ToyDataset()
@@ -327,12 +332,13 @@ class OneWeight(torch.nn.Module):
         self.bias = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
         self.slope = slope
 
-    def forward(self, images, targets, generator):
+    def forward(self, images, targets, generators):
         return {"loss_a": self.slope * self.weight.sum(), "loss_b": 0 * self.bias.sum()}
 
 
 def step_once(model, optimizer, config):
-    return train_step(model, optimizer, [], [], config, torch.Generator(), lr=0.1)
+    learner = make_learner(model, config, optimizer)
+    return train_step(learner, [MicroBatch([], [], [], [])], 0.1, Guard(model, 1, {}))
 
 
 def test_sgd_by_hand():
@@ -376,7 +382,7 @@ def test_clipping_is_by_global_norm():
             self.a = torch.nn.Parameter(torch.zeros(1))
             self.b = torch.nn.Parameter(torch.zeros(1))
 
-        def forward(self, images, targets, generator):
+        def forward(self, images, targets, generators):
             return {"loss": 3 * self.a.sum() + 4 * self.b.sum()}  # norm 5
 
     for clip, expected in ((1.0, (-0.06, -0.08)), (10.0, (-0.3, -0.4)), (None, (-0.3, -0.4))):
@@ -427,11 +433,11 @@ def test_ctrl_c_in_the_middle_of_a_step_finishes_it(tmp_path):
     class Pressed(ToyModel):
         calls = 0
 
-        def forward(self, images, targets, generator):
+        def forward(self, images, targets, generators):
             self.calls += 1
             if self.calls == 3:
                 signal.raise_signal(signal.SIGINT)
-            return super().forward(images, targets, generator)
+            return super().forward(images, targets, generators)
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="after step 3"):
@@ -676,8 +682,8 @@ class Poisoned(ToyModel):
         super().__init__()
         self.image_id, self.kind, self.first, self.calls = image_id, kind, first, 0
 
-    def forward(self, images, targets, generator):
-        losses = super().forward(images, targets, generator)
+    def forward(self, images, targets, generators):
+        losses = super().forward(images, targets, generators)
         self.calls += 1
         hit = any(target["image_id"] == self.image_id for target in targets)
         if hit and self.calls >= self.first:
@@ -714,13 +720,14 @@ def test_guard_names_the_loss_and_the_image_and_keeps_the_batch(tmp_path, kind, 
         assert torch.equal(value, model.state_dict()[name]), name
         assert torch.equal(value, tensors[f"model/{name}"]), name
     # and the batch is the one of that step
-    images, targets, facts = nan_guard.read_batch(path)
-    wanted_images, wanted_targets, _ = load_batch(ToyDataset(), error.step - 1, config)
-    assert facts["image_ids"] == [target["image_id"] for target in wanted_targets]
+    batch, facts = nan_guard.read_batch(path)
+    (wanted,) = load_step(ToyDataset(), error.step - 1, config, None, range(2), 2)
+    assert batch.image_ids == facts["image_ids"] == wanted.image_ids
     assert facts["losses"] == [named]
     assert facts["step"] == error.step - 1  # finished updates, as in every checkpoint
-    for image, wanted, target, wanted_target in zip(images, wanted_images, targets, wanted_targets, strict=True):
-        assert torch.equal(image, wanted)
+    pairs = zip(batch.images, wanted.images, batch.targets, wanted.targets, strict=True)
+    for image, wanted_image, target, wanted_target in pairs:
+        assert torch.equal(image, wanted_image)
         assert target.keys() == wanted_target.keys()
         assert torch.equal(target["masks"], wanted_target["masks"])
     # a replay is that forward pass: with a sound model, the losses of that very step
@@ -728,14 +735,15 @@ def test_guard_names_the_loss_and_the_image_and_keeps_the_batch(tmp_path, kind, 
     losses = nan_guard.replay_batch(path, sound)
     reference = ToyModel()
     reference.load_state_dict(kept[-1])
-    expected = reference(wanted_images, wanted_targets, generator_for(0, "sampling", error.step - 1))
+    sampled = [generator_for(0, "sampling", error.step - 1, place) for place in range(2)]
+    expected = reference(wanted.images, wanted.targets, sampled)
     assert all(torch.equal(losses[name], expected[name]) for name in expected)
 
 
 def test_guard_says_when_no_image_is_to_blame():
     class Together(ToyModel):
-        def forward(self, images, targets, generator):
-            losses = super().forward(images, targets, generator)
+        def forward(self, images, targets, generators):
+            losses = super().forward(images, targets, generators)
             return {**losses, "loss_mask": losses["loss_box"] * (float("nan") if len(images) > 1 else 1.0)}
 
     with pytest.raises(
@@ -765,7 +773,7 @@ def test_a_batch_file_is_no_checkpoint_to_resume_and_the_reverse(tmp_path):
 
 def test_what_the_model_refuses_is_named_by_image_id():
     class Strict(ToyModel):
-        def forward(self, images, targets, generator):
+        def forward(self, images, targets, generators):
             raise ValueError("image 1 has values 0..255")
 
     ids = [100 + index for index in batch_indices(0, 2, 7, 0)]
@@ -791,8 +799,8 @@ def test_log_holds_every_loss(tmp_path):
 
 def test_a_loss_that_appears_later_is_an_error(tmp_path):
     class Fickle(ToyModel):
-        def forward(self, images, targets, generator):
-            losses = super().forward(images, targets, generator)
+        def forward(self, images, targets, generators):
+            losses = super().forward(images, targets, generators)
             self.seen = getattr(self, "seen", 0) + 1
             return losses if self.seen < 4 else {**losses, "loss_mask": losses["loss_box"]}
 

@@ -9,8 +9,10 @@ from safetensors.torch import save_file
 
 from mrcnn_scratch import build_model
 from mrcnn_scratch.weights import (
+    export_torchvision_weights,
     load_model,
     load_model_tensors,
+    load_pretrained,
     model_tensors,
     read_checkpoint,
     save_model,
@@ -120,6 +122,29 @@ def test_foreign_safetensors(tmp_path):
     save_file({"backbone.body.conv1.weight": torch.ones(2)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ValueError, match="foreign.safetensors was not written by mrcnn_scratch"):
         load_model(tmp_path / "foreign.safetensors")
+
+
+def test_load_pretrained_reads_our_own_files_as_load_model_does(tmp_path):
+    model = tiny()
+    save_model(model, tmp_path / "model.safetensors", class_names=["background", "a", "b"])
+    loaded, metadata = load_pretrained(tmp_path / "model.safetensors")
+    assert metadata["class_names"] == ["background", "a", "b"] and "identified" not in metadata
+    assert all(torch.equal(loaded.state_dict()[k], v) for k, v in model.state_dict().items())
+    with pytest.raises(ValueError, match="does not exist"):
+        load_pretrained(tmp_path / "none.safetensors")
+    (tmp_path / "short.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:500])
+    with pytest.raises(ValueError, match="truncated or not a safetensors file"):
+        load_pretrained(tmp_path / "short.safetensors")
+
+
+def test_load_pretrained_reads_torchvisions_names_from_safetensors_too(tmp_path):
+    small = dict(fpn_channels=16, box_hidden=16, mask_channels=16, mask_convs=2, norm="batch")
+    model = build_model("R18-FPN", 4, conventions="torchvision", **small).eval()
+    save_file({k: v.clone() for k, v in export_torchvision_weights(model).items()}, tmp_path / "tv.safetensors")
+    loaded, metadata = load_pretrained(tmp_path / "tv.safetensors", score_threshold=0.2)
+    assert loaded.config == model.config.with_fields(score_threshold=0.2) and not loaded.training
+    assert all(torch.equal(loaded.state_dict()[k], v) for k, v in model.state_dict().items())
+    assert "class_names" not in metadata and "num_classes=4" in metadata["identified"]
 
 
 class Bomb:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import shlex
 import sys
 from contextlib import contextmanager
@@ -16,9 +17,9 @@ DataSeed = Annotated[int, typer.Option(min=0, help="Of the drawn images; a folde
 DropFaulty = Annotated[
     bool, typer.Option("--drop-faulty", help="Leave out the annotations that cannot be used, and name them.")
 ]
-Data = Annotated[
-    str, typer.Option(help="shapes:demo, shapes:hard, shapes:coco-like, shapes:multiscale, or a COCO-format folder.")
-]
+DATA_HELP = "shapes:demo, shapes:hard, shapes:coco-like, shapes:multiscale, a COCO-format folder, or coco with --root."
+Data = Annotated[str, typer.Option(help=DATA_HELP)]
+Root = Annotated[Path | None, typer.Option(help="The folder that holds --data coco.")]
 Setting = Annotated[
     list[str] | None,
     typer.Option(
@@ -27,7 +28,14 @@ Setting = Annotated[
         "mrcnn_scratch/schedule.py list them.",
     ),
 ]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with; by default torch decides.")]
+
+
+def check_device(device: str | None) -> None:
+    """Refuses what is no device of this package."""
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"--device is {device!r}: give cpu, cuda, or one of several GPUs as cuda:1")
 
 
 @contextmanager
@@ -50,14 +58,20 @@ def check_folder(path: Path, name: str = "--out") -> None:
             raise ValueError(f"{name} {part} is a file: name a folder")
 
 
-def open_data(data: str, split: str, images: int | None, default: int, seed: int, keypoints: bool, drop_faulty: bool):
-    """The dataset; only the procedural one has a seed, and a default number of images."""
+def open_data(
+    data: str, split: str, images: int | None, default: int, seed: int, keypoints: bool, drop_faulty: bool,
+    root: Path | None = None, masks: bool = True,
+):  # fmt: skip
+    """The dataset; only the procedural one has a seed, and a default number of images; only COCO has a root."""
     from ..datasets import open_dataset
 
+    if root is not None and data != "coco":
+        raise ValueError(f"--root {root} goes with --data coco, not with --data {data}")
     if data.startswith("shapes:"):
         return open_dataset(data, split, num_images=images or default, seed=seed)
     wanted, on_fault = "auto" if keypoints else False, "drop" if drop_faulty else "raise"
-    return open_dataset(data, split, num_images=images, keypoints=wanted, on_fault=on_fault)
+    where = data if root is None else root
+    return open_dataset(where, split, num_images=images, keypoints=wanted, on_fault=on_fault, masks=masks)
 
 
 def split_settings(settings: list[str] | None) -> tuple[dict, dict]:

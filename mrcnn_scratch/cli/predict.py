@@ -13,7 +13,12 @@ def predict(
     photos: Annotated[list[Path], typer.Argument(help="Image files.")],
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", "--weights", help="A .safetensors file; by default the tiny one that ships."),
+        typer.Option(
+            "--checkpoint",
+            "--weights",
+            help="A .safetensors file of ours, or torchvision's (.pth) or Detectron2's (.pkl, .pth) weights; "
+            "by default the tiny one that ships.",
+        ),  # fmt: skip
     ] = None,
     out: Out = Path("runs/predict"),
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Smallest score that is drawn.")] = 0.5,

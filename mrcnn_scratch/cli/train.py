@@ -10,17 +10,19 @@ from ..presets import PRESETS as MODELS
 from ..recipes import STYLES
 from .options import (
     DATA_HELP,
+    Device,
     DropFaulty,
     Out,
     Root,
     Seed,
     Setting,
     Threads,
+    check_device,
     check_folder,
     interruptible,
     split_settings,
 )
-from .train_setup import Wishes, make_model, model_config_of, open_training_data, warn_of_random_backbone
+from .train_setup import Source, Wishes, prepare, warn_of_random_backbone
 
 _RECIPE = f"{', '.join(STYLES)}: whose settings to train with; paper for the paper's models, none for the tiny ones."
 _BACKBONE = "ImageNet weights to start from: torchvision's .pth, Detectron's .pkl; imagenet: EfficientNet's package."
@@ -63,7 +65,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --out's last checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew in an --out that holds a run.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")] = None,
+    device: Device = None,
     workers: Annotated[int, typer.Option(min=0, help="Threads that load images ahead.")] = 0,
     threads: Threads = None,
     settings: Setting = None,
@@ -79,6 +81,7 @@ def train(
     }  # fmt: skip
     wishes = wishes.also({name: value for name, value in asked.items() if value is not None}, proposals is not None)
     wishes.check()
+    check_device(device)
     if show_recipe:
         typer.echo(wishes.described())
         return
@@ -87,30 +90,27 @@ def train(
     import torch
 
     from ..distributed import world
-    from ..training import train as run
 
     if threads:
         torch.set_num_threads(threads)
+    source = Source(data, root, split, images, seed, drop_faulty, proposals)
     with world(device) as me:
         say = typer.echo if me.is_main else _silent
-        dataset, told = open_training_data(wishes, data, root, split, images, seed, drop_faulty, dry_run)
-        train_config, notes = wishes.train_config(dataset and len(dataset))
-        dataset = _with_proposals(dataset, proposals)
-        model_config = model_config_of(wishes, dataset, backbone_weights)
-        counts_only = dry_run and not steps_measured
-        model = make_model(model_config, backbone_weights, torch.device("meta") if counts_only else me.device)
-        say(f"{told}, {sum(p.numel() for p in model.parameters()):,} parameters")
-        for note in notes:
-            say(note)
+        at = torch.device("meta") if dry_run and not steps_measured else me.device
+        made = prepare(wishes, source, backbone_weights, at, may_be_absent=dry_run)
+        for line in made.told:
+            say(line)
         if dry_run:
             from ..dry_run import dry_run as measure
 
-            say(str(measure(model, dataset, train_config, steps_measured, workers=workers)))
+            say(str(measure(made.model, made.dataset, made.config, steps_measured, workers=workers)))
             return
         if not (backbone_weights or resume) and me.is_main:
-            warn_of_random_backbone(model_config)
+            warn_of_random_backbone(made.model.config)
+        from ..training import train as run
+
         result = run(
-            model, dataset, train_config, out, resume=resume, overwrite=overwrite, workers=workers,
+            made.model, made.dataset, made.config, out, resume=resume, overwrite=overwrite, workers=workers,
             tensorboard=tensorboard,
         )  # fmt: skip
         say(f"{result.steps} steps in {result.seconds:.0f} s: {result.checkpoint}")
@@ -118,11 +118,3 @@ def train(
 
 def _silent(message: str) -> None:
     """What the processes but the first have to say."""
-
-
-def _with_proposals(dataset, path: Path | None):
-    if path is None or dataset is None:
-        return dataset
-    from ..proposals import with_proposals
-
-    return with_proposals(dataset, path)

@@ -10,6 +10,7 @@ One fault is one `Fault` with file, ids, value and remedy. "error" means that tr
 - Two records for one file are a warning: each would be trained with half of the instances.
 """
 
+import gc
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -106,11 +107,16 @@ def inspect(
 
 
 def _load_json(path: Path) -> tuple[object, list[Fault]]:
+    collects = gc.isenabled()
+    gc.disable()  # it would look through millions of new lists again and again, and find none to free
     try:
         return json.loads(path.read_bytes()), []
     except (ValueError, OSError, RecursionError) as error:
         value = f"cannot be read as JSON ({type(error).__name__}: {error})"
         return None, [Fault(str(path), "bad_json", value, "replace the file by an intact copy")]
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _check_image_files(doc: dict, folder: Path, pixels: bool, progress: bool) -> list[Fault]:

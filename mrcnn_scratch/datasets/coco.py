@@ -13,6 +13,7 @@ from .check import Fault, Inspection, inspect, summarise
 from .fields import clip_box, image_size, is_id, listed, records, skeleton_edges, usable_area
 from .images import read_image
 from .layout import find_layout
+from .packed import PackedRecords
 from .segmentation import to_rle
 
 __all__ = ["CocoDataset", "read_image"]
@@ -83,8 +84,7 @@ class CocoDataset(Dataset):
         self._file = str(layout.annotations)
         self._sort_faults(found.faults, on_fault, f"mrcnn data check {root}")
         self._read_categories(found)
-        self._read_keypoints(found, keypoints)
-        self._read_records(found)
+        self._read_records(found, self._read_keypoints(found, keypoints))
         self._warn(f"all in `mrcnn data check {root}` and in")
 
     def __len__(self) -> int:
@@ -107,14 +107,12 @@ class CocoDataset(Dataset):
         record.
         """
         annotations = []
-        for image_id in self.image_ids:
-            for record in self._annotations[image_id]:
-                copy = dict(record, area=self._area(record, image_id), iscrowd=int(record.get("iscrowd", 0)))
-                if self.num_keypoints:
-                    keypoints = self._keypoints.get(record["id"], [0] * (3 * self.num_keypoints))
-                    copy["keypoints"] = list(keypoints)
-                    copy["num_keypoints"] = sum(v > 0 for v in keypoints[2::3])
-                annotations.append(copy)
+        for image_id, record in self._annotations.of(self.image_ids):
+            record |= {"area": self._area(record, image_id), "iscrowd": int(record.get("iscrowd", 0))}
+            if self.num_keypoints:
+                record["keypoints"] = record["keypoints"] or [0] * (3 * self.num_keypoints)
+                record["num_keypoints"] = sum(v > 0 for v in record["keypoints"][2::3])
+            annotations.append(record)
         images, categories = ([dict(record) for record in part] for part in (self._images, self._categories))
         return {"images": images, "annotations": annotations, "categories": categories}
 
@@ -150,22 +148,22 @@ class CocoDataset(Dataset):
         self.label_to_category = {label: r["id"] for label, r in enumerate(self._categories, start=1)}
         self.category_to_label = {category: label for label, category in self.label_to_category.items()}
 
-    def _read_keypoints(self, found: Inspection, wanted: bool | str) -> None:
-        """Find the names, and annotation id -> keypoints of the sound records; nothing if not `wanted`."""
+    def _read_keypoints(self, found: Inspection, wanted: bool | str) -> dict[int, list]:
+        """Find the names; return annotation id -> keypoints of the sound records; nothing if not `wanted`."""
         source = found.instances if found.keypoints is None else found.keypoints
         named = [record for record in records(source, "categories") if wanted and record.get("keypoints")]
-        self._keypoints = self._sound_keypoints(found, listed(source, "annotations")) if wanted else {}
+        keypoints = self._sound_keypoints(found, listed(source, "annotations")) if wanted else {}
         if len({tuple(record["keypoints"]) for record in named}) > 1:
             text = ", ".join(f"{record['name']} ({len(record['keypoints'])})" for record in named)
             raise ValueError(
                 f"{self._file}: categories name different keypoints: {text}; give each its own folder"
             )
-        if wanted is True and not named and not self._keypoints:
+        if wanted is True and not named and not keypoints:
             raise ValueError(
                 f"{self._file}: no keypoints here or in a person_keypoints file beside it: add them, "
                 "or use keypoints=False"
             )
-        unnamed = {"keypoints": PERSON_KEYPOINTS if self._keypoints else []}
+        unnamed = {"keypoints": PERSON_KEYPOINTS if keypoints else []}
         category = named[0] if named else unnamed
         self.keypoint_names = list(category["keypoints"])
         self.num_keypoints = len(self.keypoint_names)
@@ -173,6 +171,7 @@ class CocoDataset(Dataset):
         self.skeleton = skeleton_edges(category)
         extra = {record["id"]: record for record in named}  # the second file's categories say more
         self._categories = [{**record, **extra.get(record["id"], {})} for record in self._categories]
+        return keypoints
 
     def _sound_keypoints(self, found: Inspection, annotations: list) -> dict[int, list]:
         bad = {fault.record for fault in self.dropped}
@@ -184,7 +183,8 @@ class CocoDataset(Dataset):
             if ("keypoints", i) not in bad and not (own and ("annotations", i) in bad)
         }
 
-    def _read_records(self, found: Inspection) -> None:
+    def _read_records(self, found: Inspection, keypoints: dict[int, list]) -> None:
+        """Keep the sound images and annotations; with keypoints each has its own, or None."""
         bad = {fault.record for fault in self.dropped}
         doc = found.instances
         self._images = [record for i, record in enumerate(doc["images"]) if ("images", i) not in bad]
@@ -194,16 +194,19 @@ class CocoDataset(Dataset):
             )
         self.image_ids = [record["id"] for record in self._images]
         self._sizes = {record["id"]: image_size(record) for record in self._images}
-        self._annotations = {image_id: [] for image_id in self.image_ids}
+        groups = {image_id: [] for image_id in self.image_ids}
         self.dropped_annotations = []
         for i, record in enumerate(doc["annotations"]):
             image_id = record.get("image_id") if isinstance(record, dict) else None
-            if ("annotations", i) not in bad and image_id in self._annotations:
-                self._annotations[image_id].append(record)
+            if ("annotations", i) not in bad and image_id in groups:
+                more = {"keypoints": keypoints.get(record["id"])} if self.num_keypoints else {}
+                groups[image_id].append(record | more)
             elif isinstance(record, dict) and is_id(record.get("id")):
                 self.dropped_annotations.append(record["id"])
         covered = {r["id"] for r in records(found.keypoints or doc, "images") if is_id(r.get("id"))}
         self.keypoint_image_ids = [i for i in self.image_ids if i in covered] if self.num_keypoints else []
+        doc["annotations"].clear()  # the records live on in `groups` alone, which the next line empties
+        self._annotations = PackedRecords(groups)
 
     def _target(self, image_id: int) -> dict:
         annotations = self._annotations[image_id]
@@ -229,8 +232,8 @@ class CocoDataset(Dataset):
         if J:
             keypoints = torch.zeros((G, J, 3))
             for row, annotation in zip(keypoints, annotations, strict=True):
-                if annotation["id"] in self._keypoints:
-                    row[:] = torch.tensor(self._keypoints[annotation["id"]], dtype=torch.float32).view(J, 3)
+                if annotation["keypoints"]:
+                    row[:] = torch.tensor(annotation["keypoints"], dtype=torch.float32).view(J, 3)
             target["keypoints"] = _to_continuous(keypoints, W, H)
         return target
 

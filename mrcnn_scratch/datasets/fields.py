@@ -1,22 +1,28 @@
 """Single values of a COCO file, read with distrust: each may be any JSON."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
 TOLERANCE = 1.0  # pixels outside the image that count as rounding, and are clipped
+NUMBERS = frozenset((int, float))  # the types of JSON numbers; true and false are of neither
 MAX_SIDE = 65535  # pixels; a JPEG has no more, and pycocotools allocates by it
 
 
 def finite_numbers(values) -> np.ndarray | None:
     """Return a JSON list as float64, or None if it is not a list of finite numbers (a bool is none)."""
-    if not isinstance(values, list) or any(type(value) not in (int, float) for value in values):
-        return None
+    return np.array(values, dtype=np.float64) if are_finite(values) else None
+
+
+def are_finite(values) -> bool:
+    """Say whether a JSON value is a list of finite numbers; fast, for all of COCO has 40 million."""
+    if not isinstance(values, list) or not NUMBERS.issuperset(map(type, values)):
+        return False
     try:
-        numbers = np.array(values, dtype=np.float64)
+        return all(map(math.isfinite, values))
     except OverflowError:  # an integer of hundreds of digits
-        return None
-    return numbers if np.isfinite(numbers).all() else None
+        return False
 
 
 def listed(doc: dict, part: str) -> list:
@@ -73,8 +79,8 @@ def skeleton_edges(category: dict) -> list[tuple[int, int]]:
 
 def usable_area(record: dict) -> float | None:
     """Return an annotation's area in pixels, or None if it states no positive finite number."""
-    numbers = finite_numbers([record.get("area")])
-    return float(numbers[0]) if numbers is not None and numbers[0] > 0 else None
+    area = record.get("area")
+    return float(area) if are_finite([area]) and area > 0 else None
 
 
 def clip_box(bbox, width: int, height: int) -> np.ndarray:

@@ -6,7 +6,7 @@ run lengths. So a segmentation is looked at here first, and only a sound one is 
 
 from pycocotools import mask as coco_mask
 
-from .fields import TOLERANCE, finite_numbers
+from .fields import TOLERANCE, are_finite
 
 
 def segmentation_fault(segmentation, width: int | None, height: int | None) -> tuple[str, str] | None:
@@ -75,17 +75,16 @@ def decode_counts(counts: str) -> list[int]:
 
 
 def _polygon_remedy(polygon, width: int | None, height: int | None) -> str | None:
-    numbers = finite_numbers(polygon)
-    if numbers is None:
+    if not are_finite(polygon):
         return "write finite numbers x1, y1, x2, y2, ..."
-    if len(numbers) % 2:
-        return f"{len(numbers)} numbers are no (x, y) pairs: add or remove one"
-    if len(numbers) < 6:
-        return f"{len(numbers)} numbers are fewer than three points: draw it again or remove it"
+    if len(polygon) % 2:
+        return f"{len(polygon)} numbers are no (x, y) pairs: add or remove one"
+    if len(polygon) < 6:
+        return f"{len(polygon)} numbers are fewer than three points: draw it again or remove it"
     if width is None:
         return None
-    x, y = numbers[0::2], numbers[1::2]
-    overhang = max(-x.min(), -y.min(), x.max() - width, y.max() - height)
+    x, y = polygon[0::2], polygon[1::2]  # lists: of so few numbers they are faster than arrays
+    overhang = max(-min(x), -min(y), max(x) - width, max(y) - height)
     if overhang >= TOLERANCE:
         return f"it leaves the {width}x{height} image by {overhang:.6g} pixels: clip it, or correct the size"
     return None

@@ -27,7 +27,7 @@ from ._validate import (
     check_scale,
 )
 
-__all__ = ["roi_align", "roi_pool", "roi_warp"]
+__all__ = ["roi_align", "roi_pool", "roi_warp", "warm_up"]
 
 
 def roi_align(
@@ -139,6 +139,21 @@ def roi_pool(
 
         out, _ = _operators.pool(x, rows, *size, scale, chosen)
     return out.to(features.dtype)
+
+
+def warm_up(device: torch.device, dtype: torch.dtype = torch.float32, sampling_ratios: tuple[int, ...] = (2, 0)) -> int:
+    """Compiles a GPU's kernels now, so that none stalls a training step; returns how many, 0 where none are used.
+
+    Args:
+        device: where the features will be; only an NVIDIA GPU has kernels that are compiled one by one.
+        dtype: of the features; 16 bits are computed in float32.
+        sampling_ratios: those that will be asked for.
+    """
+    if torch.device(device).type != "cuda" or _missing("cuda"):
+        return 0
+    from . import numba_cuda
+
+    return numba_cuda.warm_up(dtype if dtype == torch.float64 else torch.float32, sampling_ratios)
 
 
 def _align(

@@ -14,11 +14,11 @@ from torchvision.ops import boxes as theirs
 from mrcnn_scratch import boxes as ours
 from mrcnn_scratch.anchors import pyramid_anchors
 from mrcnn_scratch.box_head import box_loss, detect_boxes
-from mrcnn_scratch.presets import model_config
 from mrcnn_scratch.keypoint_head import decode_keypoints, keypoint_loss, keypoint_targets
 from mrcnn_scratch.mask_head import mask_loss, mask_targets, paste_masks, select_masks
 from mrcnn_scratch.matching import match
 from mrcnn_scratch.preprocess import batch_images, resized_size, scale_target
+from mrcnn_scratch.presets import model_config
 from mrcnn_scratch.resnet import FrozenBatchNorm
 from mrcnn_scratch.rpn import RPNHead, propose, rpn_loss, rpn_targets
 
