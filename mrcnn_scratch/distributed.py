@@ -81,6 +81,10 @@ def world(device: str | None = None) -> Iterator[World]:
         raise
     finally:
         _joined.reset(token)
+        if store is not None:
+            # gloo's threads give their last tensors back to the interpreter: one that asks for it while it ends would
+            # abort the process (Python before 3.14)
+            time.sleep(0.2)
 
 
 def current() -> World:

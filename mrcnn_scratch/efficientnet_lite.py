@@ -50,7 +50,9 @@ class MBConv(nn.Module):
         norm, eps: see :func:`~mrcnn_scratch.resnet.make_norm`.
     """
 
-    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int, expansion: int, norm: str, eps: float):
+    def __init__(
+        self, in_channels: int, channels: int, kernel: int, stride: int, expansion: int, norm: str, eps: float
+    ):
         super().__init__()
         width = in_channels * expansion
         self.kernel, self.stride, self.shortcut = kernel, stride, stride == 1 and in_channels == channels
@@ -207,12 +209,12 @@ _ENDS = {
 
 
 def _own_name(name: str) -> str:
-    """``_blocks.3._bn1.bias`` -> ``backbone.stages.1.0.depthwise.1.bias``: they count blocks from the first to the last."""
+    """``_blocks.3._bn1.bias`` -> ``backbone.stages.1.0.depthwise.1.bias``: they count blocks throughout."""
     first, *rest = name.split(".")
     if first != "_blocks":
         return ".".join([_ENDS[first], *rest])
     block = int(rest[0])
-    for stage, groups in enumerate(STAGES):
+    for stage, groups in enumerate(STAGES):  # noqa: B007  used after the break
         count = sum(group[4] for group in groups)
         if block < count:
             break

@@ -38,7 +38,7 @@ def in_order(anchors, *values):
 def compare_rpn(model, batch, own_maps, state, maps):
     theirs = peer.anchors(maps), *peer.rpn(state, maps)
     logits, deltas = model.rpn(own_maps)
-    ours = model.anchors(own_maps, batch), [x[0] for x in logits], [x[0] for x in deltas]
+    ours = model.anchors(own_maps), [x[0] for x in logits], [x[0] for x in deltas]
     for a, b in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
         for own, their in zip(in_order(a[0].double(), *a[1:]), in_order(b[0], *b[1:]), strict=True):
             torch.testing.assert_close(own, their, rtol=1e-5, atol=1e-4)

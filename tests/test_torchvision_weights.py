@@ -273,7 +273,7 @@ def test_imagenet_weights_start_a_backbone(backbone, config, norm):
 
 def test_imagenet_weights_of_a_c4_model_reach_its_head():
     theirs = randomised(torchvision.models.resnet50(weights=None))
-    model = build_model("R50-C4", 3, stride_in_1x1=False, res5_stride=2).eval()
+    model = build_model("R50-C4", 3, stride_in_1x1=False, res5_stride=2, box_pool=14, mask_pool=14).eval()
     load_backbone_weights(model, theirs.state_dict())
     x = torch.randn(1, 1024, 14, 14)
     with torch.no_grad():

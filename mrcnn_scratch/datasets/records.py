@@ -201,7 +201,7 @@ def _box_faults(blame: Blame, bbox, size: tuple[int, int] | None) -> Iterator[Fa
             return
         width, height = clipped[2] - clipped[0], clipped[3] - clipped[1]  # in float32 a speck can vanish
     if not (width > 0 and height > 0):
-        yield blame("zero_area_box", f"bbox is {show(bbox)}", "give it a positive width and height, or remove the annotation")
+        yield blame("zero_area_box", f"bbox is {show(bbox)}", "give it a positive width and height, or remove it")
 
 
 def _crowd_and_area_faults(blame: Blame, record: dict) -> Iterator[Fault]:

@@ -11,9 +11,9 @@ from mrcnn_scratch import build_model, load_torchvision_weights
 CLASSES, JOINTS = 6, 5
 # Small, so that float64 is quick; what the two call alike, and what they do not
 SIZES = {"min_size": 96, "max_size": 136}
-THEIRS = {"rpn_post_nms_top_n_train": 150, "rpn_post_nms_top_n_test": 150, "box_batch_size_per_image": 64,
-          "box_detections_per_img": 30}  # fmt: skip
-OURS = {"rpn_post_nms_train": 150, "rpn_post_nms_test": 150, "roi_batch": 64, "detections_per_image": 30}
+THEIRS = {"rpn_post_nms_top_n_train": 150, "rpn_post_nms_top_n_test": 150, "box_batch_size_per_image": 32,
+          "box_detections_per_img": 16}  # fmt: skip
+OURS = {"rpn_post_nms_train": 150, "rpn_post_nms_test": 150, "roi_batch": 32, "detections_per_image": 16}
 KINDS = {"faster": FasterRCNN, "mask": MaskRCNN, "keypoint": KeypointRCNN}
 NAMES = {"resnet50": "R50-FPN", "resnet101": "R101-FPN", "resnext101_32x8d": "X101-32x8d-FPN"}
 
@@ -30,7 +30,9 @@ class Pair:
 def make_pair(kind: str, backbone: str, norm: str, eps: float, dtype=torch.float64) -> Pair:
     """torchvision's detector `kind` with random weights and statistics, and ours loaded from its state dict."""
     layer = FrozenBatchNorm2d if norm == "frozen" else torch.nn.BatchNorm2d
-    body = backbone_utils.resnet_fpn_backbone(backbone_name=backbone, weights=None, norm_layer=layer, trainable_layers=3)
+    body = backbone_utils.resnet_fpn_backbone(
+        backbone_name=backbone, weights=None, norm_layer=layer, trainable_layers=3
+    )
     more = {"num_keypoints": JOINTS} if kind == "keypoint" else {}
     theirs = KINDS[kind](body, CLASSES, **more, **SIZES, **THEIRS)
     if eps == 0:
@@ -47,7 +49,7 @@ def make_pair(kind: str, backbone: str, norm: str, eps: float, dtype=torch.float
 
 @torch.no_grad()
 def randomise(model: torch.nn.Module) -> None:
-    """Every weight random, nothing zero, and in a range that keeps activations of order one through a hundred layers."""
+    """Every weight random, nothing zero, in a range that keeps activations of order one through a hundred layers."""
     generator = torch.Generator().manual_seed(5)
 
     def uniform(tensor, low, high):
