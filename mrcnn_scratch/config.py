@@ -37,7 +37,7 @@ class ModelConfig:
     stride_in_1x1: bool = False  # a bottleneck's stride: in the first 1x1 (ResNet, MSRA) | the 3x3 (torchvision)
     norm: str = "batch"  # "batch" | "frozen" (Mask R-CNN trains on frozen statistics) | "group"
     norm_eps: float = 1e-5  # added to a variance; 0 for torchvision's published detectors
-    freeze_at: int = 0  # stages that do not train: 1 the stem, 2 also res2 (Detectron, Mask R-CNN), .. 5 also res5
+    freeze_at: int = 0  # stages that do not train: 1 the stem, 2 also res2 (Mask R-CNN), .. 5 res5, but for C4's head
     fpn_channels: int = 48  # 256 in FPN, section 3; toy choice
 
     # RPN (Faster R-CNN, section 3.1; FPN, section 4.1)

@@ -59,7 +59,10 @@ def _predict_batch(model, dataset, indices: range) -> dict[str, list[dict]]:
     parameter = next(iter(model.parameters()), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     results: dict[str, list[dict]] = {"bbox": []}
-    detections = model([dataset[i][0].to(device) for i in indices])
+    images, targets = zip(*(dataset[i] for i in indices), strict=True)
+    # a model without an RPN finds its proposals among the targets, which it reads nothing else of
+    known = (list(targets),) if getattr(getattr(model, "config", None), "stages", "both") == "heads" else ()
+    detections = model([image.to(device) for image in images], *known)
     for i, detection in zip(indices, detections, strict=True):
         boxes, masks, keypoints = detections_to_coco(detection, dataset.image_ids[i], dataset.label_to_category)
         results["bbox"] += boxes

@@ -105,6 +105,8 @@ class MaskRCNN(RoIHeads):
         elif proposals is not None:
             raise ValueError(f"proposals are given, but stages is {config.stages!r}: a model with an RPN takes none")
         generators = generator if isinstance(generator, list) else [generator] * len(images)
+        if len(generators) != len(images):
+            raise ValueError(f"{len(images)} images and {len(generators)} generators: give one, or one for each image")
         batch = self.prepare(images, generators)
         features = self.extract(batch.images)
         if self.training:

@@ -134,6 +134,27 @@ def detectors(me, folder):
     }
 
 
+class Emptied(ShapesDataset):
+    """Every second image shows nothing."""
+
+    def __getitem__(self, index):
+        image, target = super().__getitem__(index)
+        count = len(target["boxes"]) * (index % 2)
+        per_object = ("boxes", "labels", "masks", "keypoints", "area", "iscrowd")
+        return image, {name: value[:count] if name in per_object else value for name, value in target.items()}
+
+
+def emptied(folder: Path, images_per_micro_batch: int):
+    """A C4 model, partly frozen, on forward passes of one image: in some no branch but the RPN has work."""
+    config = replace(DETECTOR, images_per_micro_batch=images_per_micro_batch, batch_size=2)
+    model = build_model("tiny-c4", num_classes=shapes().num_classes, freeze_at=1, norm="frozen")
+    train(model, Emptied("demo", 6, image_size=(64, 80)), config, folder, progress=False)
+
+
+def empty(me, folder):
+    emptied(folder / "empty", 0)
+
+
 def union(me, folder):
     model, config = alike()
     train(model, shapes(), config, folder / "union", progress=False)

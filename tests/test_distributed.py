@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from distributed_worker import DETECTOR, FOUR, alike, detector, shapes
+from distributed_worker import DETECTOR, FOUR, Emptied, alike, detector, emptied, shapes
 from test_training import ToyDataset, ToyModel, assert_same_run, raising, run, stop_at, without_rate
 
-from mrcnn_scratch import distributed, evaluate
+from mrcnn_scratch import build_model, distributed, evaluate
 from mrcnn_scratch.batches import batch_indices, generator_for, load_step, micro_batch_size, places_of
 from mrcnn_scratch.evaluation import predict_dataset
 from mrcnn_scratch.logs import read_log
@@ -70,7 +70,7 @@ def two(tmp_path_factory) -> SimpleNamespace:
     with pytest.raises(KeyboardInterrupt):
         stop = stop_at(3, raising(KeyboardInterrupt()))
         train(detector(), shapes(), one, folder / "one_parts", progress=False, on_step=stop)
-    status, output = finish(launch(folder, "exchanges", "failures", "toy_runs", "guards", "detectors", "union"))
+    status, output = finish(launch(folder, "exchanges", "failures", "toy_runs", "guards", "detectors", "empty", "union"))
     assert status == 0, output[-3000:]
     return SimpleNamespace(folder=folder, one=one)
 
@@ -221,6 +221,28 @@ def test_a_run_goes_on_with_another_number_of_processes(two, alone):
         assert all(torch.equal(value, whole[name]) for name, value in tensors.items()), parts
         log = without_rate(read_log(two.folder / parts / "log.csv"))
         assert log == without_rate(read_log(alone.folder / "log.csv"))
+
+
+def test_images_without_objects_leave_no_process_behind(two, tmp_path):
+    """A branch without work gives zeros that are in the graph: the others wait for every gradient."""
+    emptied(tmp_path, 1)
+    ours, theirs = (read_checkpoint(folder / "last.safetensors")[0] for folder in (tmp_path, two.folder / "empty"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("name", ["tiny-fpn", "tiny-c4", "tiny-c5"])
+@pytest.mark.parametrize("stages", ["both", "rpn", "heads"])
+def test_every_trained_parameter_gets_a_gradient(name, stages):
+    """What DistributedDataParallel relies on, even where there is nothing to learn."""
+    keypoints = 17 if name == "tiny-fpn" else 0
+    model = build_model(name, shapes().num_classes, keypoints=keypoints, stages=stages, freeze_at=1)
+    image, target = Emptied("demo", 1, image_size=(64, 80))[0]
+    assert len(target["boxes"]) == 0
+    target["proposals"] = torch.tensor([[4.0, 4.0, 30.0, 40.0]])  # on one level of the pyramid
+    sum(model([image, image], [target, target], None).values()).backward()
+    assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not all(p.requires_grad for p in model.parameters())
 
 
 def test_two_processes_measure_what_one_does(two, alone):

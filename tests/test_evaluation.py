@@ -326,3 +326,22 @@ def test_a_model_of_other_classes_is_refused():
     dataset = ShapesDataset("demo", 2)
     with pytest.raises(ValueError, match="the model has 3 classes with the background, the dataset 4"):
         evaluate(build_model("tiny-fpn", num_classes=3), dataset, progress=False)
+
+
+def test_a_model_without_rpn_finds_its_proposals_in_the_dataset():
+    shapes = ShapesDataset("demo", 2, image_size=(64, 80))
+
+    class Proposed(torch.utils.data.Dataset):
+        image_ids, label_to_category = shapes.image_ids, shapes.label_to_category
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            image, target = shapes[index]
+            return image, {**target, "proposals": torch.tensor([[8.0, 8.0, 40.0, 48.0]])}
+
+    model = build_model("tiny-fpn", shapes.num_classes, stages="heads", score_threshold=0.0)
+    assert predict_dataset(model, Proposed(), progress=False)["bbox"]
+    with pytest.raises(ValueError, match="no RPN"):
+        predict_dataset(model, shapes, progress=False)

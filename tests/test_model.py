@@ -382,6 +382,8 @@ def test_errors_come_before_any_computation():
         model([image()])
     with pytest.raises(ValueError, match="image 0: label 1 is 3: labels run from 1 to 2"):
         small(num_classes=3)([image()], [target()])
+    with pytest.raises(ValueError, match="1 images and 2 generators: give one, or one for each image"):
+        model([image()], [target()], [seeded(), seeded()])
     with pytest.raises(ValueError, match="no field 'score_thresold': did you mean 'score_threshold'"):
         small(score_thresold=1)
     assert small(masks=False, keypoints=0)([image()], [{"boxes": target()["boxes"], "labels": target()["labels"]}])

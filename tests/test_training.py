@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrcnn_scratch import files, nan_guard, weights
+from mrcnn_scratch import files, nan_guard, roi_ops, training, weights
 from mrcnn_scratch.batches import MicroBatch, batch_indices, generator_for, load_step, load_steps
 from mrcnn_scratch.logs import read_log
 from mrcnn_scratch.nan_guard import Guard
@@ -409,6 +409,57 @@ def test_the_loss_falls():
     assert last < 0.8 * first
 
 
+def test_accumulation_is_the_mean_over_micro_batches():
+    """SGD's first step is along the gradient: the mean of the two that the halves of the batch give alone."""
+    config = replace(PLAIN, steps=1, batch_size=4, momentum=0.0, weight_decay=0.0, clip_norm=None, log_every=1)
+    model, result = run(replace(config, images_per_micro_batch=2))
+    batches = load_step(ToyDataset(), 0, config, None, range(4), 2)
+    assert len(batches) == 2
+    gradients, losses = [], []
+    for batch in batches:
+        fresh = ToyModel()
+        values = fresh(batch.images, batch.targets, batch.generators())
+        sum(values.values()).backward()
+        gradients.append(fresh.score.weight.grad)
+        losses.append({name: float(value.detach()) for name, value in values.items()})
+    assert not torch.allclose(*gradients, rtol=0.1)
+    moved = (ToyModel().score.weight - model.score.weight) / lr_at(0, config)
+    assert torch.allclose(moved, sum(gradients) / 2, rtol=1e-4, atol=1e-6)
+    (row,) = result.losses
+    for name in losses[0]:
+        assert row[name] == pytest.approx((losses[0][name] + losses[1][name]) / 2)
+    assert row["loss"] == pytest.approx(row["loss_classifier"] + row["loss_box"])
+
+
+def test_micro_batches_belong_to_a_run(tmp_path):
+    config = replace(PLAIN, batch_size=4, images_per_micro_batch=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, out_dir=tmp_path / "a", on_step=stop_at(5, raising(KeyboardInterrupt())))
+    with pytest.raises(ValueError, match="hold 2 images, images_per_micro_batch is now 4: give 0 to keep them"):
+        run(replace(config, images_per_micro_batch=4), out_dir=tmp_path / "a", resume=True)
+    run(replace(config, images_per_micro_batch=0), out_dir=tmp_path / "a", resume=True)  # as it began
+    run(config, out_dir=tmp_path / "b")
+    ours, theirs = (read_checkpoint(tmp_path / name / "last.safetensors")[0] for name in "ab")
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_the_kernels_of_a_gpu_are_compiled_before_the_first_step(monkeypatch):
+    asked = []
+    monkeypatch.setattr(training, "warm_up", lambda *arguments: asked.append(arguments))
+    run(replace(PLAIN, steps=1))
+    assert asked == [(torch.device("cpu"), torch.float32, (2, 0))]
+
+
+def test_only_a_gpu_has_kernels_to_compile(monkeypatch):
+    assert roi_ops.warm_up(torch.device("cpu")) == 0
+    assert roi_ops.warm_up("cuda") == 0 or torch.cuda.is_available()
+    numba_cuda = pytest.importorskip("mrcnn_scratch.roi_ops.numba_cuda")
+    monkeypatch.setattr(roi_ops, "_missing", lambda backend: "")
+    monkeypatch.setattr(numba_cuda, "warm_up", lambda *arguments: arguments)
+    assert roi_ops.warm_up("cuda:1", torch.bfloat16, (2,)) == (torch.float32, (2,))
+    assert roi_ops.warm_up("cuda", torch.float64, (4,)) == (torch.float64, (4,))
+
+
 # Resume
 
 
@@ -446,6 +497,15 @@ def test_ctrl_c_in_the_middle_of_a_step_finishes_it(tmp_path):
     run(out_dir=tmp_path / "parts", resume=True)
     run(out_dir=tmp_path / "whole")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_sigterm_saves_too(tmp_path):
+    """How a batch system ends a job."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match="after step 3 of 12; saved"):
+        run(out_dir=tmp_path, on_step=stop_at(3, lambda: signal.raise_signal(signal.SIGTERM)))
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert read_checkpoint(tmp_path / "last.safetensors")[1]["step"] == 3
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
