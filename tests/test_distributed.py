@@ -70,7 +70,8 @@ def two(tmp_path_factory) -> SimpleNamespace:
     with pytest.raises(KeyboardInterrupt):
         stop = stop_at(3, raising(KeyboardInterrupt()))
         train(detector(), shapes(), one, folder / "one_parts", progress=False, on_step=stop)
-    status, output = finish(launch(folder, "exchanges", "failures", "toy_runs", "guards", "detectors", "empty", "union"))
+    names = "exchanges", "failures", "toy_runs", "guards", "detectors", "empty", "union"
+    status, output = finish(launch(folder, *names))
     assert status == 0, output[-3000:]
     return SimpleNamespace(folder=folder, one=one)
 

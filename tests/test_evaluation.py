@@ -341,6 +341,8 @@ def test_a_model_without_rpn_finds_its_proposals_in_the_dataset():
             image, target = shapes[index]
             return image, {**target, "proposals": torch.tensor([[8.0, 8.0, 40.0, 48.0]])}
 
+    from mrcnn_scratch.model import build_model
+
     model = build_model("tiny-fpn", shapes.num_classes, stages="heads", score_threshold=0.0)
     assert predict_dataset(model, Proposed(), progress=False)["bbox"]
     with pytest.raises(ValueError, match="no RPN"):

@@ -454,7 +454,7 @@ def test_only_a_gpu_has_kernels_to_compile(monkeypatch):
     assert roi_ops.warm_up(torch.device("cpu")) == 0
     assert roi_ops.warm_up("cuda") == 0 or torch.cuda.is_available()
     numba_cuda = pytest.importorskip("mrcnn_scratch.roi_ops.numba_cuda")
-    monkeypatch.setattr(roi_ops, "_missing", lambda backend: "")
+    monkeypatch.setattr(roi_ops, "_missing", lambda backend, warn: "")
     monkeypatch.setattr(numba_cuda, "warm_up", lambda *arguments: arguments)
     assert roi_ops.warm_up("cuda:1", torch.bfloat16, (2,)) == (torch.float32, (2,))
     assert roi_ops.warm_up("cuda", torch.float64, (4,)) == (torch.float64, (4,))

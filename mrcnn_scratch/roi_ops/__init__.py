@@ -149,7 +149,7 @@ def warm_up(device: torch.device, dtype: torch.dtype = torch.float32, sampling_r
         dtype: of the features; 16 bits are computed in float32.
         sampling_ratios: those that will be asked for.
     """
-    if torch.device(device).type != "cuda" or _missing("cuda"):
+    if torch.device(device).type != "cuda" or _missing("cuda", warn=False):
         return 0
     from . import numba_cuda
 
