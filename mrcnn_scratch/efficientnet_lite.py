@@ -213,10 +213,6 @@ def _own_name(name: str) -> str:
     first, *rest = name.split(".")
     if first != "_blocks":
         return ".".join([_ENDS[first], *rest])
-    block = int(rest[0])
-    for stage, groups in enumerate(STAGES):  # noqa: B007  used after the break
-        count = sum(group[4] for group in groups)
-        if block < count:
-            break
-        block -= count
+    places = [(stage, i) for stage, groups in enumerate(STAGES) for i in range(sum(group[4] for group in groups))]
+    stage, block = places[int(rest[0])]
     return ".".join(["backbone.stages", str(stage), str(block), _LAYERS[rest[1]], *rest[2:]])

@@ -204,7 +204,7 @@ def _advice(out: Path | None) -> str:
     """What to do when a process was lost."""
     if out is None:
         return "nothing was saved: give out_dir to be able to resume"
-    return f"{out / LAST}, if there is one, is whole: {RESUME_COMMAND}, on any number of processes"
+    return f"{out / LAST}, if there is one, is whole: {RESUME_COMMAND}, with fewer processes too"
 
 
 def _augmentation(dataset, config: TrainConfig):

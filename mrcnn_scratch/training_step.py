@@ -85,22 +85,25 @@ def train_step(learner: Learner, batches: list[MicroBatch], lr: float, guard: Gu
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
-    rows = []
+    rows, count = [], len(batches) * current().size
     with together():
         # all but the last add up here, without a word to the others; only what cannot fail alone may exchange
         with learner.parallel.no_sync() if learner.parallel is not learner.model else nullcontext():
             for batch in batches[:-1]:
-                scaler.backward(_loss(learner, batch, guard, rows) / len(batches))
-        loss = _loss(learner, batches[-1], guard, rows) / len(batches)
+                scaler.backward(_loss(learner, batch, guard, rows) / count)
+        loss = _loss(learner, batches[-1], guard, rows) / count
     scaler.backward(loss)
-    scaler.unscale(optimizer)
     params = [param for group in optimizer.param_groups for param in group["params"]]
+    for param in params if current().size > 1 else ():
+        # the mean over processes of what is divided already, so that what overflows in float16 is the same for any
+        # number of processes
+        param.grad.mul_(current().size)
+    scaler.unscale(optimizer)
     norm = float(torch.nn.utils.clip_grad_norm_(params, config.clip_norm or math.inf))
     if not math.isfinite(norm) and scaler.gives_up():
         _fail_together(batches, guard)
     scaler.step(optimizer)
     average(_statistics(learner.model))
-    count = len(batches) * current().size
     sums = [sum(row[name] for row in rows) for name in rows[0]]
     losses = {name: total / count for name, total in zip(rows[0], sum_of(sums), strict=True)}
     return {"lr": lr, "loss": sum(losses.values()), **losses, "grad_norm": norm, **scaler.row()}

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from test_training import PLAIN, Poisoned, ToyDataset, ToyModel, raising, run, stop_at
 
-from mrcnn_scratch import build_model, evaluate
+from mrcnn_scratch import build_model, evaluate, training
 from mrcnn_scratch.datasets.shapes import ShapesDataset
 from mrcnn_scratch.distributed import PeerStopped, any_of, average, current, gather, share, sum_of, together, world
 from mrcnn_scratch.evaluation import predict_dataset
 from mrcnn_scratch.schedule import TrainConfig
 from mrcnn_scratch.training import NonFiniteLoss, train
+from mrcnn_scratch.training_step import make_learner, make_optimizer
 from mrcnn_scratch.weights import model_tensors
 
 FOUR = replace(PLAIN, batch_size=4)  # 12 steps, a checkpoint every 4
@@ -75,15 +76,21 @@ def failures(me, folder):
 
 def toy_runs(me, folder):
     """Whole, stopped and resumed runs of the toy model, and one of a single step."""
+    wrapped = make_learner(ToyModel(), FOUR, make_optimizer(ToyModel(), FOUR)).parallel
     run(replace(FOUR, steps=1), out_dir=folder / "first")
+    run(replace(FOUR, precision="float16"), out_dir=folder / "half")
+    written, save = [], training.save_checkpoint
+    training.save_checkpoint = lambda *arguments: (written.append(arguments[3]), save(*arguments))
     whole, result = run(FOUR, out_dir=folder / "whole")
     press = stop_at(5, lambda: me.rank == 1 and signal.raise_signal(signal.SIGTERM))
     stopped = outcome(lambda: run(FOUR, out_dir=folder / "parts", on_step=press))
     resumed, again = run(FOUR, out_dir=folder / "parts", resume=True, model=ToyModel(seed=me.rank + 1))
     fresh, _ = run(FOUR, model=ToyModel(seed=me.rank))  # process 0's weights are everyone's
     same = all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+    training.save_checkpoint = save
     return {
-        "stopped": stopped, "same": same, "losses": [row["loss"] for row in result.losses], "rows": len(again.losses),
+        "hidden_exchange": wrapped.broadcast_buffers, "written": written, "stopped": stopped, "same": same,
+        "losses": [row["loss"] for row in result.losses], "rows": len(again.losses),
         "weights": [model_tensors(model)["model/score.weight"].tolist() for model in (whole, fresh)],
     }  # fmt: skip
 

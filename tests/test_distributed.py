@@ -27,14 +27,14 @@ from mrcnn_scratch.weights import read_checkpoint
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
-def launch(folder: Path, *names: str) -> subprocess.Popen:
-    """Runs scenarios of the worker in two processes under torchrun."""
+def launch(*arguments: str | Path) -> subprocess.Popen:
+    """Runs a script, or a module (-m), in two processes under torchrun."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port,
-        str(WORKER), str(folder), *names,
+        *map(str, arguments),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1])}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
@@ -71,7 +71,7 @@ def two(tmp_path_factory) -> SimpleNamespace:
         stop = stop_at(3, raising(KeyboardInterrupt()))
         train(detector(), shapes(), one, folder / "one_parts", progress=False, on_step=stop)
     names = "exchanges", "failures", "toy_runs", "guards", "detectors", "empty", "union"
-    status, output = finish(launch(folder, *names))
+    status, output = finish(launch(WORKER, folder, *names))
     assert status == 0, output[-3000:]
     return SimpleNamespace(folder=folder, one=one)
 
@@ -270,11 +270,26 @@ def test_processes_stay_equal_and_resume_exactly(two):
     assert first["weights"] == second["weights"]
     assert first["weights"][0] == first["weights"][1]
     assert first["losses"] == second["losses"]
+    assert (first["written"], second["written"]) == ([4, 8, 12, 4, 5, 8, 12], [])  # one writes
+    assert not first["hidden_exchange"]  # in a forward pass, where one process may fail alone
     assert (first["rows"], second["rows"]) == (6, 4)  # process 0's log has the steps before the stop, too
     assert_same_run(two.folder / "whole", two.folder / "parts")
     assert sorted(path.name for path in (two.folder / "whole").iterdir()) == [
         "last.safetensors", "log.csv", "train_config.json",
     ]  # fmt: skip
+
+
+def test_float16_overflows_for_two_processes_as_for_one(two, tmp_path):
+    config = TrainConfig.from_dict({**FOUR.to_dict(), "precision": "float16", "images_per_micro_batch": 2})
+    run(config, out_dir=tmp_path)
+    ours, theirs = (without_rate(read_log(folder / "log.csv")) for folder in (tmp_path, two.folder / "half"))
+    assert ours == theirs
+    (tensors, facts), (their_tensors, their_facts) = (
+        read_checkpoint(folder / "last.safetensors") for folder in (tmp_path, two.folder / "half")
+    )
+    assert facts["loss_scale"] == their_facts["loss_scale"]
+    trained = [name for name in tensors if "running" not in name and "tracked" not in name]
+    assert all(torch.equal(tensors[name], their_tensors[name]) for name in trained)
 
 
 def test_running_statistics_are_means_over_processes(two):
@@ -316,7 +331,7 @@ def last_words(output: str) -> list[str]:
 
 @pytest.mark.parametrize("name", ["killed", "killed_backward"])
 def test_a_killed_worker_ends_the_job_with_one_message(tmp_path, name):
-    status, output = finish(launch(tmp_path, name))
+    status, output = finish(launch(WORKER, tmp_path, name))
     assert status != 0
     (line,) = last_words(output)
     assert "process 0 of 2 has lost another one, which was killed, failed or does not answer" in line
@@ -330,7 +345,7 @@ def test_a_killed_worker_ends_the_job_with_one_message(tmp_path, name):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_torchrun_leaves_one_checkpoint_of_one_step(tmp_path, number):
-    job = launch(tmp_path, "endless")
+    job = launch(WORKER, tmp_path, "endless")
     saved = tmp_path / "run" / "last.safetensors"
     while job.poll() is None and not saved.exists():
         time.sleep(0.05)
@@ -345,8 +360,18 @@ def test_a_signal_to_torchrun_leaves_one_checkpoint_of_one_step(tmp_path, number
 
 @pytest.mark.parametrize(("name", "said"), [("poisoned", "image 103 gives it alone"), ("mistaken", "mistake of all")])
 def test_an_error_is_told_once(tmp_path, name, said):
-    status, output = finish(launch(tmp_path, name))
+    status, output = finish(launch(WORKER, tmp_path, name))
     assert status != 0
     (line,) = last_words(output)
     assert said in line
     assert "[rank" not in output
+
+
+def test_the_command_line_under_torchrun(tmp_path):
+    options = "--steps 3 --batch-size 4 --images 6 --device cpu --threads 1 --out".split()
+    status, output = finish(launch("-m", "mrcnn_scratch", "train", *options, tmp_path))
+    assert status == 0, output
+    assert len(re.findall(r"^3 steps in \d+ s: ", output, re.MULTILINE)) == 1
+    assert "6 images of shapes:demo" in output
+    facts = read_checkpoint(tmp_path / "last.safetensors")[1]
+    assert (facts["step"], facts["micro_batch"]) == (3, 2)
