@@ -18,6 +18,15 @@ _FIELD = {
 }  # what a result of each kind carries
 
 
+def of_categories(ground_truth: dict, ids: set[int]) -> dict:
+    """A COCO ground truth without the categories that are not named; all its images stay."""
+    return dict(
+        ground_truth,
+        categories=[record for record in ground_truth["categories"] if record["id"] in ids],
+        annotations=[record for record in ground_truth["annotations"] if record["category_id"] in ids],
+    )
+
+
 def clean_ground_truth(ground_truth: dict, kind: str) -> dict:
     """A checked copy of a COCO ground truth, with what ``kind`` needs and nothing that misleads pycocotools.
 

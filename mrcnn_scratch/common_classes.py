@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .coco_results import of_categories
+
 
 class OnCommonClasses(nn.Module):
     """A detector whose answers are in a data set's labels; those of classes that the data has not are left out.
@@ -52,12 +54,7 @@ class KnownClasses:
     def coco_dict(self) -> dict:
         """The ground truth of the kept classes on all images."""
         truth = self.dataset.coco_dict()
-        kept = {category["id"] for category in truth["categories"] if category["name"] in self.names}
-        return dict(
-            truth,
-            categories=[category for category in truth["categories"] if category["id"] in kept],
-            annotations=[one for one in truth["annotations"] if one["category_id"] in kept],
-        )
+        return of_categories(truth, {record["id"] for record in truth["categories"] if record["name"] in self.names})
 
 
 def shifted(keypoints: torch.Tensor, offset: float) -> torch.Tensor:

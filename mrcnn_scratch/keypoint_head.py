@@ -3,12 +3,11 @@
 Module, targets, loss, inference, in that order.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .boxes import at_least_float32
 from .resnet import init_convolutions
 
 
@@ -90,14 +89,46 @@ def decode_keypoints(logits: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.T
         keypoints (D, J, 3) x, y in pixels and 1 in the third place, as torchvision has it; scores (D, J), the
         resized logit at the point.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # fp16 has no half pixels above 1024
+    logits = at_least_float32(logits)  # fp16 has no half pixels above 1024
+    corner, size = boxes[:, :2].double(), (boxes[:, 2:].double() - boxes[:, :2].double()).clamp(min=1)  # (D, 2) x, y
+    pixels = size.ceil().long()
+    row, column, scores = best_pixels(logits, pixels[:, 1], pixels[:, 0])  # (D, J) each
+    centre = torch.stack([column, row], dim=2) + 0.5  # (D, J, 2), pixels of the box
+    points = corner[:, None] + centre * (size / pixels)[:, None]
+    return torch.cat([points.to(logits.dtype), torch.ones_like(scores)[:, :, None]], dim=2), scores
+
+
+def best_pixels(
+    logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The largest value of each heatmap resized to rows x columns pixels (bicubic), and where it is.
+
+    On a CPU by the compiled search, which never stores the resized heatmaps; it differs by rounding.
+
+    Args:
+        logits: (D, J, S, S), float32 or float64.
+        rows, columns: (D,) int64, pixels.
+
+    Returns:
+        row (D, J) int64, column (D, J) int64, value (D, J).
+    """
+    if logits.device.type == "cpu":
+        try:
+            from .keypoints_cpu import best_pixels as search
+        except ImportError:  # no Numba here: slower, the same points
+            return best_pixels_torch(logits, rows, columns)
+        return search(logits, rows, columns)
+    return best_pixels_torch(logits, rows, columns)
+
+
+def best_pixels_torch(
+    logits: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:func:`best_pixels` to be read, on any device."""
     D, J = logits.shape[:2]
-    points, scores = logits.new_ones(D, J, 3), logits.new_zeros(D, J)
-    for index, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
-        w, h = max(x2 - x1, 1.0), max(y2 - y1, 1.0)
-        columns, rows = math.ceil(w), math.ceil(h)
-        heat = F.interpolate(logits[index : index + 1], size=(rows, columns), mode="bicubic", align_corners=False)
-        scores[index], best = heat[0].flatten(1).max(dim=1)  # (J,)
-        points[index, :, 0] = x1 + (best % columns + 0.5) * (w / columns)
-        points[index, :, 1] = y1 + (best.div(columns, rounding_mode="floor") + 0.5) * (h / rows)
-    return points, scores
+    best, scores = rows.new_zeros(D, J), logits.new_zeros(D, J)
+    for index, size in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
+        heat = F.interpolate(logits[index : index + 1], size=size, mode="bicubic", align_corners=False)
+        scores[index], best[index] = heat[0].flatten(1).max(dim=1)  # (J,)
+    width = columns[:, None]
+    return best.div(width, rounding_mode="floor"), best % width, scores

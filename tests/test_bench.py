@@ -17,8 +17,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is a part of the checkout, not of the package
 
+from command import mrcnn  # noqa: E402
+
 from benchmarks import cases, contestants, machine, measure, plots, results, roi_ops, timing, work  # noqa: E402
-from mrcnn_scratch import cli  # noqa: E402
 from mrcnn_scratch.cli import bench  # noqa: E402
 
 ONE = ["--quick", "--cases", "align/1x16x50x84/50x7x7/sampling2/channels_last/forward"]
@@ -231,17 +232,6 @@ def test_missing_peers_are_named_with_the_remedy(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     assert roi_ops.main(["--quick"]) == 2
     assert "pip install -e '.[test]'" in capsys.readouterr().err
-
-
-def mrcnn(*arguments) -> int:
-    before, sys.argv = sys.argv, ["mrcnn", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code or 0
-    finally:
-        sys.argv = before
-    return 0
 
 
 def test_the_command_runs_the_checkout_and_says_where_there_is_none(tmp_path, monkeypatch, capsys):

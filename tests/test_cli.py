@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import mrcnn as call
 from PIL import Image
 
 from mrcnn_scratch import cli, weights
@@ -33,19 +34,6 @@ def checkpoint(folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run")
     assert call("train", "--data", folder, "--out", out, *TINY) == 0
     return out / "last.safetensors"
-
-
-def call(*arguments) -> int:
-    """Runs ``mrcnn ARGUMENTS`` in this process; its exit status."""
-    before = sys.argv
-    sys.argv = ["mrcnn", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code or 0
-    finally:
-        sys.argv = before
-    return 0
 
 
 def refused(capsys, *arguments) -> str:
@@ -495,6 +483,11 @@ def test_a_recipe_reads_coco_and_leaves_out_images_without_objects(coco, tmp_pat
     model, metadata = weights.load_model(tmp_path / "persons" / "last.safetensors")
     assert metadata["class_names"] == ["background", "person"]
     assert model.config.keypoints == 17 and not model.config.masks and model.config.num_classes == 2
+    saved, scores = tmp_path / "persons" / "last.safetensors", tmp_path / "persons.json"
+    where = ("--data", "coco", "--root", coco, "--split", "train")
+    assert call("eval", saved, *where, "--out", scores, "--threads", 1) == 0
+    measured = json.loads(scores.read_text())  # on the persons of data that has three classes
+    assert set(measured) == {"box", "keypoints"} and list(measured["box"]["AP_by_category"]) == ["1"]
     toy = ["--data", "coco", "--root", coco, "--batch-size", 2, "--steps", 1]
     assert call("train", *toy, "--out", tmp_path / "toy", "--threads", 1) == 0
     assert "6 images of coco (train), 1," in capsys.readouterr().out  # without a recipe all are kept
@@ -519,3 +512,13 @@ def test_two_processes_train_one_model_and_speak_once(folder, tmp_path):
     assert job.stdout.count("6 images of") == 1 and job.stdout.count("2 steps in") == 1
     metadata = weights.read_checkpoint(tmp_path / "run" / "last.safetensors")[1]
     assert metadata["step"] == 2 and metadata["micro_batch"] == 2
+    saved, scores = tmp_path / "run" / "last.safetensors", tmp_path / "ap.json"
+    evaluation = ["eval", str(saved), "--data", str(folder), "--threads", "1", "--device", "cpu", "--out"]
+    job = subprocess.run(
+        [*launcher, "-m", "mrcnn_scratch", *evaluation, str(scores)], capture_output=True, text=True, env=environment,
+        timeout=200,
+    )  # fmt: skip
+    assert job.returncode == 0, job.stderr[-3000:]
+    assert job.stdout.count("AP from 0 to 1") == 1
+    assert call(*evaluation, tmp_path / "alone.json") == 0
+    assert json.loads(scores.read_text()) == json.loads((tmp_path / "alone.json").read_text())

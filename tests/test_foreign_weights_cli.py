@@ -2,33 +2,21 @@
 
 import json
 import pickle
-import sys
 
 import detectron2_peer as peer
 import numpy as np
 import pytest
 import torch
+from command import mrcnn as call
 from PIL import Image
 from torchvision.models._meta import _COCO_CATEGORIES
 from torchvision.models.detection import KeypointRCNN, MaskRCNN, backbone_utils
 
-from mrcnn_scratch import cli
 from mrcnn_scratch.common_classes import OnCommonClasses, on_common_classes
 from mrcnn_scratch.datasets.coco import PERSON_KEYPOINTS, CocoDataset
 from mrcnn_scratch.datasets.coco_classes import COCO_CATEGORIES, PERSON_SKELETON, coco_classes
 from mrcnn_scratch.evaluation import evaluate
 from mrcnn_scratch.weights import load_pretrained
-
-
-def call(*arguments) -> int:
-    before, sys.argv = sys.argv, ["mrcnn", *map(str, arguments)]
-    try:
-        cli.main()
-    except SystemExit as end:
-        return end.code or 0
-    finally:
-        sys.argv = before
-    return 0
 
 
 @pytest.fixture(scope="module")

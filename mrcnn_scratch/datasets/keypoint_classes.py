@@ -1,5 +1,7 @@
 """The objects of a dataset that have keypoints by their class: COCO's persons, without the other 79 classes."""
 
+from ..coco_results import of_categories
+
 
 class KeypointClasses:
     """A dataset restricted to the classes that its file gives keypoints; their labels become 1, 2, ...
@@ -37,9 +39,4 @@ class KeypointClasses:
 
     def coco_dict(self) -> dict:
         """The ground truth of the kept classes on all images."""
-        truth, kept = self.dataset.coco_dict(), set(self.label_to_category.values())
-        return dict(
-            truth,
-            categories=[record for record in truth["categories"] if record["id"] in kept],
-            annotations=[one for one in truth["annotations"] if one["category_id"] in kept],
-        )
+        return of_categories(self.dataset.coco_dict(), set(self.label_to_category.values()))
