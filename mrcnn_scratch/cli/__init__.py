@@ -31,6 +31,7 @@ OWN_OPTIONS = {
 }  # fmt: skip
 bench_app = typer.Typer(help="Measures the package against torchvision and onnxruntime.", no_args_is_help=True)
 bench_app.command("roi", **OWN_OPTIONS)(bench.roi)
+bench_app.command("model", **OWN_OPTIONS)(bench.model)
 app.add_typer(bench_app, name="bench")
 
 

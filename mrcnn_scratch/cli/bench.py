@@ -1,4 +1,4 @@
-"""``mrcnn bench roi``."""
+"""``mrcnn bench roi | model``."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,11 @@ import typer
 def roi(context: typer.Context) -> None:
     """RoI ops and NMS: how many times faster than torchvision; --help lists the options."""
     raise typer.Exit(_benchmark("roi_ops").main(context.args, "mrcnn bench roi"))
+
+
+def model(context: typer.Context) -> None:
+    """Whole models: how many times faster than torchvision, inference and training; --help lists the options."""
+    raise typer.Exit(_benchmark("model").main(context.args, "mrcnn bench model"))
 
 
 def _benchmark(name: str):

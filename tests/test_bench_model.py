@@ -1,0 +1,45 @@
+"""`mrcnn bench model`: a small run of all of it, and what it says when results differ."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
+
+from command import mrcnn  # noqa: E402
+
+from benchmarks import model, model_pair  # noqa: E402
+
+
+def test_a_quick_run_compares_measures_and_writes(tmp_path, capsys):
+    assert mrcnn("bench", "model", "--quick", "--threads", 1, "--out", tmp_path) == 0
+    report = json.loads((tmp_path / "model-cpu-quick.json").read_text())
+    detect, train = report["cases"]
+    assert detect["agrees"] and detect["differences"]["detections"] == 100
+    assert detect["differences"]["paired"] >= 97 and detect["differences"]["pixels"] <= 1e-2
+    assert train["agrees"] and train["differences"]["losses"] < 1e-4
+    assert all(case["ratio"]["median"] > 0 and case["needed"] is None for case in report["cases"])
+    assert set(train["memory_mb"]) == {"torchvision", "ours"} and min(train["memory_mb"].values()) > 100
+    page = (tmp_path / "model-cpu-quick.md").read_text()
+    assert page in capsys.readouterr().out and "| R50-FPN | training step | 128 x 160 |" in page
+
+
+def test_another_models_detections_do_not_pass_as_the_same():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40]])
+    one = {"boxes": boxes, "labels": torch.tensor([1, 2]), "scores": torch.tensor([0.9, 0.8]),
+           "masks": torch.zeros(2, 1, 4, 4)}  # fmt: skip
+    assert model_pair.same_detections(one, one)["paired"] == 2
+    moved = one | {"boxes": boxes + torch.tensor([[0.0], [0.5]])}
+    assert model_pair.same_detections(moved, one)["paired"] == 1
+    renamed = one | {"labels": torch.tensor([1, 3])}
+    assert model_pair.same_detections(renamed, one)["paired"] == 1
+    fewer = {name: value[:1] for name, value in one.items()}
+    assert model_pair.same_detections(fewer, one)["paired"] == 0
+
+
+def test_a_gpu_that_is_not_there_is_a_message(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert model.main(["--device", "cuda", "--out", str(tmp_path)]) == 2
+    assert "sees no CUDA device" in capsys.readouterr().err and not list(tmp_path.iterdir())
