@@ -32,7 +32,7 @@ class KeypointHead(nn.Module):
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """(R, C, m, m) -> logits (R, J, 4m, 4m)."""
         for conv in self.convs:
-            pooled = torch.relu(conv(pooled))
+            pooled = conv(pooled).relu_()
         return F.interpolate(self.deconv(pooled), scale_factor=2, mode="bilinear", align_corners=False)
 
 

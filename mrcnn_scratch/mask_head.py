@@ -35,11 +35,20 @@ class MaskHead(nn.Module):
         if num_classes == 1:
             nn.init.normal_(self.logits.weight, std=0.001)  # Detectron: a fan-in fill diverges with one class
 
-    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        """(R, C, m, m) -> logits (R, K, 2m, 2m)."""
+    def forward(self, pooled: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """(R, C, m, m) -> logits (R, K, 2m, 2m); with labels (R,) int64 those of each RoI's own class, (R, 1, 2m, 2m).
+
+        The loss and the result read one class of K: to compute the other 90 of COCO would be for nothing.
+        """
         for conv in self.convs:
-            pooled = torch.relu(conv(pooled))
-        return self.logits(torch.relu(self.deconv(pooled)))
+            pooled = conv(pooled).relu_()  # in place: a fresh map of memory would cost more than the ReLU
+        x = self.deconv(pooled).relu_()
+        if labels is None or self.logits.out_channels == 1:
+            return self.logits(x)
+        R, C, M, _ = x.shape
+        cells = x.permute(0, 2, 3, 1).reshape(R, M * M, C)  # a view where x is channels_last
+        own = cells @ self.logits.weight[labels].view(R, C, 1)  # (R, M*M, 1)
+        return own.view(R, 1, M, M) + self.logits.bias[labels].view(R, 1, 1, 1)
 
 
 class MLPMaskHead(nn.Module):

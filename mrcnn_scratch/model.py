@@ -130,12 +130,13 @@ class MaskRCNN(RoIHeads):
         config, losses = self.config, {}
         if config.stages != "heads":
             anchors = self.anchors(features)
-            logits, deltas = self.rpn(features)
+            with torch.no_grad():  # proposals pass no gradient, and the loss reads few anchors: see RPNHead.at
+                logits, deltas = self.rpn(features)
             samples = [
                 rpn_targets(torch.cat(anchors), *each, config, generator)
                 for *each, generator in zip(targets, batch.sizes, generators, strict=True)
             ]
-            losses = rpn_loss(torch.cat(logits, 1), torch.cat(deltas, 1), samples, config.rpn_beta)
+            losses = rpn_loss(*self.rpn.at(features, samples), samples, config.rpn_beta)
             if config.stages == "rpn":
                 return losses
             proposals = propose(logits, deltas, anchors, batch.sizes, config, training=True)

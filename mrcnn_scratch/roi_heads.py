@@ -68,10 +68,14 @@ class RoIHeads(nn.Module):
             features, boxes, output_size, spatial_scale, config.sampling_ratio, config.roi_aligned, config.roi_reduce
         )
 
-    def mask_logits(self, features: list[torch.Tensor], rois: list[torch.Tensor]) -> torch.Tensor:
-        """Mask logits of the RoIs, (R, K, M, M)."""
+    def mask_logits(
+        self, features: list[torch.Tensor], rois: list[torch.Tensor], labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mask logits of the RoIs, (R, K, M, M); with labels (R,) (R, 1, M, M) where each class has a mask apart."""
         pooled = self.pool(features, rois, self.config.mask_pool)
-        return self.mask_head(self.box_trunk(pooled) if self.config.neck == "c4" else pooled)
+        pooled = self.box_trunk(pooled) if self.config.neck == "c4" else pooled
+        apart = self.config.mask_head == "fcn" and self.config.mask_loss == "sigmoid"
+        return self.mask_head(pooled, labels) if apart else self.mask_head(pooled)
 
     def keypoint_logits(self, features: list[torch.Tensor], rois: list[torch.Tensor]) -> torch.Tensor:
         """Keypoint heatmaps of the RoIs, (R, J, S, S)."""
@@ -110,12 +114,12 @@ class RoIHeads(nn.Module):
 
     def _mask_loss(self, features, rois, matched, targets) -> torch.Tensor:
         config = self.config
-        logits = self.mask_logits(features, rois)
+        labels = torch.cat([t["labels"][m] for t, m in zip(targets, matched, strict=True)])
+        logits = self.mask_logits(features, rois, labels)
         wanted = [
             mask_targets(t["masks"], m, r, logits.shape[-1], config.mask_target_aligned, config.mask_target_binary)
             for t, m, r in zip(targets, matched, rois, strict=True)
         ]
-        labels = torch.cat([t["labels"][m] for t, m in zip(targets, matched, strict=True)])
         return mask_loss(logits, labels, torch.cat(wanted), config.mask_loss)
 
     def _keypoint_loss(self, features, rois, matched, targets) -> torch.Tensor:
@@ -147,7 +151,7 @@ class RoIHeads(nn.Module):
         counts = [len(b) for b in boxes]
         if config.masks:
             labels = torch.cat([d["labels"] for d in detections])
-            masks = select_masks(self.mask_logits(features, boxes), labels, config.mask_loss).split(counts)
+            masks = select_masks(self.mask_logits(features, boxes, labels), labels, config.mask_loss).split(counts)
         if config.keypoints:
             heatmaps = self.keypoint_logits(features, boxes).split(counts)
         for index, detection in enumerate(detections):

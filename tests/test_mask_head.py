@@ -31,6 +31,23 @@ def test_deconvolution_then_relu_then_one_by_one():
 # ---------------------------------------------------------------------------------------------- targets
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_one_class_alone_is_what_all_classes_give(generator, layout):
+    head = MaskHead(3, 8, 2, 5).double()
+    pooled = torch.randn(4, 3, 6, 6, generator=generator, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    labels = torch.tensor([4, 1, 1, 2])
+    mine, wanted = head(pooled, labels)[:, 0], head(pooled)[torch.arange(4), labels]
+    torch.testing.assert_close(mine, wanted, rtol=1e-12, atol=1e-12)
+    inputs, weights = [pooled, *head.parameters()], torch.randn_like(mine)
+    for a, b in zip(
+        torch.autograd.grad(mine, inputs, weights), torch.autograd.grad(wanted, inputs, weights), strict=True
+    ):
+        assert b.any()
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    agnostic = MaskHead(3, 8, 0, 1)
+    assert torch.equal(agnostic(pooled.float(), labels), agnostic(pooled.float()))
+
+
 def test_target_of_a_roi_that_holds_half_the_object():
     # Object: columns 4..12, rows 2..6. The RoI starts at its middle: the object fills the left half of the crop.
     mask = torch.zeros(1, 10, 20, dtype=torch.uint8)

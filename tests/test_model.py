@@ -303,7 +303,12 @@ def test_masks_and_keypoints_are_read_from_the_refined_boxes():
     seen = []
     for branch in ("mask_logits", "keypoint_logits"):
         inner = getattr(model, branch)
-        setattr(model, branch, lambda features, rois, inner=inner: (seen.append(rois), inner(features, rois))[1])
+
+        def spy(features, rois, *labels, inner=inner):
+            seen.append(rois)
+            return inner(features, rois, *labels)
+
+        setattr(model, branch, spy)
     found = model([image(), image(32, 50, 1)])
     for rois in seen:
         for mine, detection in zip(rois, found, strict=True):

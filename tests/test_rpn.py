@@ -135,7 +135,7 @@ def test_loss_by_hand():
     deltas = torch.zeros(2, 4, 4)
     deltas[0, 1] = torch.tensor([0.05, -0.5, 2.0, 0.0])
     samples = [(index(1), index(2, 0), torch.zeros(1, 4)), (index(), index(0), torch.zeros(0, 4))]
-    losses = rpn_loss(logits, deltas, samples, beta=1 / 9)
+    losses = rpn_loss(*picked(logits, deltas, samples), samples, beta=1 / 9)
     # four sampled anchors: one object with logit 0, background with logits -1, 2 and 0
     objectness = (math.log(2) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(2)) + math.log(2)) / 4
     # smooth L1 with beta 1/9: 0.05 is below it, 0.5 * 0.05**2 * 9 = 0.01125; 0.5 - 1/18; 2 - 1/18
@@ -144,18 +144,28 @@ def test_loss_by_hand():
     assert float(losses["loss_rpn_box"]) == pytest.approx(box, rel=1e-6)
 
 
+def picked(logits, deltas, samples):
+    """What rpn_loss reads of dense answers (N, A) and (N, A, 4)."""
+    rows = [torch.cat(sample[:2]) for sample in samples]
+    parts = [(logits[n, row], deltas[n, row]) for n, row in enumerate(rows)]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
 def test_the_box_loss_is_divided_by_all_sampled_anchors():
     # Not by the positives: as many negatives again halve it.
     deltas = torch.ones(1, 8, 4)
-    few = rpn_loss(torch.zeros(1, 8), deltas, [(index(0), index(1), torch.zeros(1, 4))], 1.0)
-    many = rpn_loss(torch.zeros(1, 8), deltas, [(index(0), index(1, 2, 3), torch.zeros(1, 4))], 1.0)
+    samples = [(index(0), index(1), torch.zeros(1, 4))]
+    few = rpn_loss(*picked(torch.zeros(1, 8), deltas, samples), samples, 1.0)
+    samples = [(index(0), index(1, 2, 3), torch.zeros(1, 4))]
+    many = rpn_loss(*picked(torch.zeros(1, 8), deltas, samples), samples, 1.0)
     assert float(few["loss_rpn_box"]) == pytest.approx(2 * 0.5 * 4 / 4)  # four coordinates of 0.5 each, two anchors
     assert float(many["loss_rpn_box"]) == pytest.approx(float(few["loss_rpn_box"]) / 2)
 
 
 def test_nothing_sampled_is_a_zero_with_a_gradient():
     logits, deltas = torch.zeros(1, 4, requires_grad=True), torch.zeros(1, 4, 4, requires_grad=True)
-    losses = rpn_loss(logits, deltas, [(index(), index(), torch.zeros(0, 4))], 1 / 9)
+    samples = [(index(), index(), torch.zeros(0, 4))]
+    losses = rpn_loss(*picked(logits, deltas, samples), samples, 1 / 9)
     sum(losses.values()).backward()
     assert all(float(v.detach()) == 0 for v in losses.values())
     assert not logits.grad.any() and not deltas.grad.any()
@@ -165,10 +175,43 @@ def test_only_sampled_anchors_have_a_gradient(generator):
     logits = torch.randn(1, 5, generator=generator, dtype=torch.float64, requires_grad=True)
     deltas = torch.randn(1, 5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     samples = [(index(3), index(1), torch.full((1, 4), 0.3, dtype=torch.float64))]
-    sum(rpn_loss(logits, deltas, samples, 1 / 9).values()).backward()
+    sum(rpn_loss(*picked(logits, deltas, samples), samples, 1 / 9).values()).backward()
     assert logits.grad[0].ne(0).tolist() == [False, True, False, True, False]
     assert deltas.grad[0].ne(0).all(1).tolist() == [False, False, False, True, False]
-    assert torch.autograd.gradcheck(lambda a, b: tuple(rpn_loss(a, b, samples, 1 / 9).values()), (logits, deltas))
+    assert torch.autograd.gradcheck(
+        lambda a, b: tuple(rpn_loss(*picked(a, b, samples), samples, 1 / 9).values()), (logits, deltas)
+    )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_sampled_anchors_alone_get_what_the_whole_map_gives(generator, layout):
+    """Values and every gradient, with anchors in all corners, both images and both levels, one of them twice."""
+    head = RPNHead(6, 3).double()
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    shapes = ((2, 6, 5, 7), (2, 6, 3, 4))
+    maps = [torch.randn(shape, generator=generator, dtype=torch.float64).to(memory_format=layout) for shape in shapes]
+    maps = [each.requires_grad_() for each in maps]
+    last = 3 * (35 + 12) - 1
+    samples = [(index(0, 20), index(104, 105, 18, 18), None), (index(last), index(3 * 28, 3 * 35 + 9, 50), None)]
+    mine = head.at(maps, samples)
+    dense = [torch.cat(levels, dim=1) for levels in head(maps)]
+    for own, wanted in zip(mine, picked(*dense, samples), strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-12, atol=1e-12)
+    inputs, weights = [*maps, *head.parameters()], [torch.randn_like(x) for x in mine]
+    own = torch.autograd.grad(mine, inputs, weights)
+    wanted = torch.autograd.grad(picked(*dense, samples), inputs, weights)
+    for a, b in zip(own, wanted, strict=True):
+        assert b.any()
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_no_sampled_anchor_still_reaches_every_parameter():
+    head, features = RPNHead(6, 3), [torch.randn(1, 6, 5, 7)]
+    logits, deltas = head.at(features, [(index(), index(), torch.zeros(0, 4))])
+    assert logits.shape == (0,) and deltas.shape == (0, 4)
+    (logits.sum() + deltas.sum()).backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in head.parameters())
 
 
 # ---------------------------------------------------------------------------------------------- proposals

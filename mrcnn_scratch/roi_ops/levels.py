@@ -78,7 +78,14 @@ def multiscale_roi(
     parts = [pool(x, rows[m], (h, w), 1 / s) for x, m, s in zip(features, members, strides, strict=True)]
     order = torch.cat(members)  # order[j]: which RoI came out j-th
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return torch.cat(parts)[back]
+    return _rows(torch.cat(parts), back)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[index] of x (R, C, h, w), in its memory format; its backward copies rows, where x[index]'s sorts and adds."""
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return x.index_select(0, index)
+    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)  # index_select knows plain tensors alone
 
 
 def _level_range(features: Sequence[Tensor], strides: Sequence[int]) -> tuple[int, int]:

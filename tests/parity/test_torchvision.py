@@ -142,7 +142,9 @@ def test_rpn_loss(generator):
     logits = torch.randn(2, len(anchors), generator=generator)
     deltas = torch.randn(2, len(anchors), 4, generator=generator)
     samples = [rpn_targets(anchors, t, (96, 160), config) for t in targets]
-    mine = rpn_loss(logits, deltas, samples, config.rpn_beta)
+    rows = [torch.cat(sample[:2]) for sample in samples]
+    sampled = [torch.cat([x[n, row] for n, row in enumerate(rows)]) for x in (logits, deltas)]
+    mine = rpn_loss(*sampled, samples, config.rpn_beta)
 
     peer = their_rpn(config, anchors)
     labels, matched = peer.assign_targets_to_anchors([anchors, anchors], targets)
