@@ -23,6 +23,7 @@ app.command()(predict.predict)
 data_app = typer.Typer(help="The embedded data, and checks of your own.", no_args_is_help=True)
 data_app.command("make")(data.make)
 data_app.command("check")(data.check)
+data_app.command("download")(data.download)
 app.add_typer(data_app, name="data")
 
 # The benchmarks read their own options: each says what it takes by --help

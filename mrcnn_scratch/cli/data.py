@@ -1,4 +1,4 @@
-"""``mrcnn data make | check``."""
+"""``mrcnn data make | check | download``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,27 @@ def make(
     counts = {"train": train, "val": val}
     export_coco([ShapesDataset(preset, count, seed=seed, split=split) for split, count in counts.items()], folder)
     typer.echo(f"{train} + {val} images in {folder}: `mrcnn data check {folder}` looks at them")
+
+
+@interruptible()
+def download(
+    dataset: Annotated[str, typer.Argument(help="coco: COCO 2017.")],
+    root: Annotated[Path, typer.Option(help="Folder for annotations/, train2017/ and val2017/.")],
+    parts: Annotated[
+        list[str] | None, typer.Option("--parts", help="annotations, val, train; name several by repeating. All.")
+    ] = None,
+    mirror: Annotated[str | None, typer.Option(help="Another server with the same files in the same places.")] = None,
+    keep_archives: Annotated[bool, typer.Option("--keep-archives", help="Leave the .zip files in downloads/.")] = False,
+) -> None:
+    """Fetches COCO (20 GB), verifies and unpacks it; run again, it goes on where it was stopped."""
+    from ..datasets.download import ARCHIVES, MIRROR, download_coco
+
+    if dataset != "coco":
+        raise ValueError(f"there is no dataset {dataset!r} to download: it is coco")
+    check_folder(root, "--root")
+    for told in download_coco(root, parts or list(ARCHIVES), mirror or MIRROR, keep_archives):
+        typer.echo(told)
+    typer.echo(f"train on it: mrcnn train --config R50-FPN --data coco --root {root}")
 
 
 @interruptible()

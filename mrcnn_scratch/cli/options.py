@@ -67,13 +67,10 @@ def open_data(
 
     if root is not None and data != "coco":
         raise ValueError(f"--root {root} goes with --data coco, not with --data {data}")
-    if data == "coco" and root is None and not Path(data).is_dir():
-        raise ValueError("--data coco: say where it is, --root DIR, the folder that holds annotations/")
     if data.startswith("shapes:"):
         return open_dataset(data, split, num_images=images or default, seed=seed)
     wanted, on_fault = "auto" if keypoints else False, "drop" if drop_faulty else "raise"
-    where = data if root is None else root
-    return open_dataset(where, split, num_images=images, keypoints=wanted, on_fault=on_fault, masks=masks)
+    return open_dataset(data, split, num_images=images, keypoints=wanted, on_fault=on_fault, masks=masks, root=root)
 
 
 def split_settings(settings: list[str] | None) -> tuple[dict, dict]:
