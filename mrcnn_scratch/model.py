@@ -148,9 +148,33 @@ class MaskRCNN(RoIHeads):
         config = self.config
         if config.stages == "heads":
             return self.detect(features, self._scaled(proposals, batch), batch)
-        found = rank_proposals(*self.rpn(features), self.anchors(features), batch.sizes, config, training=False)
-        if config.stages == "both":
-            return self.detect(features, [boxes for boxes, _ in found], batch)
+        if config.stages == "rpn":
+            return self._proposals(features, batch)
+        found = propose(*self.rpn(features), self.anchors(features), batch.sizes, config, training=False)
+        return self.detect(features, found, batch)
+
+    @torch.no_grad()
+    def propose(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """The RPN's proposals as an evaluation has them, whatever the heads.
+
+        Args:
+            images: as for :meth:`forward`.
+
+        Returns:
+            for each image ``boxes (R, 4)`` xyxy in its own pixels, best first, ``scores (R,)``, objectness in 0..1, and
+            ``labels (R,)``, all 1.
+
+        Raises:
+            ValueError: a model without an RPN, or images that cannot be used.
+        """
+        if self.config.stages == "heads":
+            raise ValueError("the model has no RPN (stages 'heads'): take the one that its proposals came from")
+        check_images(images)
+        batch = self.prepare(images, [None] * len(images))
+        return self._proposals(self.extract(batch.images), batch)
+
+    def _proposals(self, features: list[torch.Tensor], batch: ImageBatch) -> list[dict[str, torch.Tensor]]:
+        found = rank_proposals(*self.rpn(features), self.anchors(features), batch.sizes, self.config, training=False)
         return [
             {
                 "boxes": boxes * boxes.new_tensor(batch.ratios_back(i) * 2),

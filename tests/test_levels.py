@@ -133,3 +133,11 @@ def test_errors(strides, levels, images, message):
         assign_levels(square(3), 5, 2)
     with pytest.raises(ValueError, match=r"\(R, 4\)"):
         assign_levels(torch.zeros(3, 5), 2, 5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooled_rois_keep_the_maps_layout(layout):
+    features = [torch.randn(1, 8, side, side).to(memory_format=layout) for side in (32, 16)]
+    boxes = [torch.tensor([[0.0, 0, 100, 100], [4, 4, 20, 20], [0, 0, 120, 110], [8, 0, 30, 30]])]
+    pooled = multiscale_roi(features, boxes, 7, (4, 8), roi_align, canonical_size=56, canonical_level=3)
+    assert pooled.shape == (4, 8, 7, 7) and pooled.is_contiguous(memory_format=layout)

@@ -336,3 +336,12 @@ def test_wrong_augment(wrong):
 def test_a_seed_is_no_generator():
     with pytest.raises(ValueError, match="torch.Generator"):
         Augment()(*example(), 3)
+
+
+def test_proposals_move_as_boxes_do():
+    image, boxes = torch.zeros(3, 20, 40), torch.tensor([[1.0, 2, 11, 8], [30, 0, 40, 20]])
+    target = {"boxes": boxes[:1], "proposals": boxes}
+    flipped = hflip(image, target)[1]["proposals"]
+    assert flipped.tolist() == [[29, 2, 39, 8], [0, 0, 10, 20]]
+    halved = resize(image, target, (10, 20))[1]["proposals"]
+    assert torch.equal(halved, boxes / 2)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from . import bench, data, demo, evaluate, predict, train
+from . import bench, data, demo, evaluate, predict, proposals, train
 
 app = typer.Typer(
     help="Mask R-CNN from scratch: make data, train, evaluate, predict.", no_args_is_help=True, add_completion=False,
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command()(proposals.proposals)
 app.command()(predict.predict)
 
 data_app = typer.Typer(help="The embedded data, and checks of your own.", no_args_is_help=True)

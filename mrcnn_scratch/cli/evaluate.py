@@ -37,6 +37,7 @@ def evaluate(
     seed: DataSeed = 0,
     drop_faulty: DropFaulty = False,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the numbers.")] = None,
+    proposals: Annotated[Path | None, typer.Option(help="Of `mrcnn proposals`, for a model without an RPN.")] = None,
     device: Device = None,
     threads: Threads = None,
 ) -> None:
@@ -61,9 +62,17 @@ def evaluate(
     with world(device) as me:
         model, metadata = load_pretrained(checkpoint_file(checkpoint))
         dataset = open_data(data, split, images, 200, seed, bool(model.config.keypoints), drop_faulty, root)
+        config = model.config
+        if (config.stages == "heads") != (proposals is not None):
+            has, remedy = ("no RPN", "give") if proposals is None else ("an RPN", "leave out")
+            raise ValueError(f"{checkpoint} has {has}: {remedy} --proposals FILE, of `mrcnn proposals` on this data")
         if "identified" in metadata and me.is_main:
             typer.echo(f"{checkpoint.name}: {metadata['identified']}")
         model, dataset, unknown = _agreeing(model, metadata, dataset, checkpoint, data)
+        if proposals:
+            from ..proposals import with_proposals
+
+            dataset = with_proposals(dataset, proposals, config.rpn_post_nms_test)
         if unknown and me.is_main:
             typer.echo(f"mrcnn: the weights do not know, and AP leaves out: {', '.join(unknown)}", err=True)
         metrics = run(model.to(me.device, memory_format=torch.channels_last), dataset)

@@ -123,11 +123,10 @@ def prepare(wishes: Wishes, source: Source, backbone_weights: str | None, device
     dataset, told = open_training_data(wishes, source, may_be_absent)
     config, notes = wishes.train_config(None if dataset is None else len(dataset))
     model = make_model(model_config_of(wishes, dataset, backbone_weights), backbone_weights, device)
-    if source.proposals:
-        raise ValueError(
-            f"--proposals {source.proposals}: this version reads no files of proposals yet; in Python, pass them to a "
-            "model with stages='heads', or put them into the targets as 'proposals'"
-        )
+    if source.proposals and dataset is not None:
+        from ..proposals import with_proposals
+
+        dataset = with_proposals(dataset, source.proposals)
     told = f"{told}, {sum(parameter.numel() for parameter in model.parameters()):,} parameters"
     return Prepared(model, dataset, config, [told, *notes])
 

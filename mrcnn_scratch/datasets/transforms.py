@@ -18,7 +18,7 @@ def hflip(image: Tensor, target: dict, flip_pairs: list[tuple[int, int]] = ()) -
 
     Args:
         image: (3, H, W).
-        target: boxes (G, 4) and, if present, masks (G, H, W), keypoints (G, J, 3).
+        target: boxes (G, 4) and, if present, proposals (R, 4), masks (G, H, W), keypoints (G, J, 3).
         flip_pairs: (left, right) keypoint indices; those not named keep theirs.
 
     Returns:
@@ -30,6 +30,9 @@ def hflip(image: Tensor, target: dict, flip_pairs: list[tuple[int, int]] = ()) -
     W = _checked(image, target)[1]
     x1, y1, x2, y2 = target["boxes"].unbind(dim=1)
     flipped = dict(target, boxes=torch.stack([W - x2, y1, W - x1, y2], dim=1))
+    if "proposals" in target:
+        x1, y1, x2, y2 = target["proposals"].unbind(dim=1)
+        flipped["proposals"] = torch.stack([W - x2, y1, W - x1, y2], dim=1)
     if "masks" in target:
         flipped["masks"] = target["masks"].flip(-1)
     if "keypoints" in target:
@@ -60,9 +63,9 @@ def resize(image: Tensor, target: dict, size: tuple[int, int]) -> tuple[Tensor, 
     if len(size) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s <= 0 for s in size):
         raise ValueError(f"size {size!r} is not (H, W) in whole pixels: give two integers of at least 1")
     ratio_y, ratio_x = size[0] / H, size[1] / W
-    resized = dict(
-        target, boxes=target["boxes"] * target["boxes"].new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
-    )
+    resized = dict(target)
+    for name in {"boxes", "proposals"} & target.keys():
+        resized[name] = target[name] * target[name].new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
     if "keypoints" in target:
         resized["keypoints"] = target["keypoints"] * target["keypoints"].new_tensor([ratio_x, ratio_y, 1])
     if "area" in target:
