@@ -69,9 +69,11 @@ class RPNHead(nn.Module):
         kernel = self.conv.weight.permute(2, 3, 1, 0).reshape(9 * C, -1)  # (9 * C, hidden)
         hidden = (patches.flatten(1) @ kernel + self.conv.bias).relu_()  # (S, hidden)
         kind = anchor % A  # which of its cell's anchors
-        logits = (hidden * self.objectness.weight[kind].flatten(1)).sum(1) + self.objectness.bias[kind]
-        moves = self.deltas.weight.view(A, 4, -1)[kind] @ hidden[:, :, None]  # (S, 4, 1)
-        return logits, moves[:, :, 0] + self.deltas.bias.view(A, 4)[kind]
+        # An embedding is an index whose gradient is summed in one order, however many threads there are
+        weight, bias = F.embedding(kind, self.objectness.weight.flatten(1)), self.objectness.bias.view(A, 1)
+        logits = (hidden * weight).sum(1) + F.embedding(kind, bias)[:, 0]
+        moves = F.embedding(kind, self.deltas.weight.view(A, -1)).unflatten(1, (4, -1)) @ hidden[:, :, None]
+        return logits, moves[:, :, 0] + F.embedding(kind, self.deltas.bias.view(A, 4))
 
 
 def _patches(feature: torch.Tensor, image: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
@@ -80,7 +82,8 @@ def _patches(feature: torch.Tensor, image: torch.Tensor, cell: torch.Tensor) -> 
     step = torch.arange(9, device=cell.device)
     y, x = (cell // W)[:, None] + step // 3 - 1, (cell % W)[:, None] + step % 3 - 1  # (S, 9)
     inside = (y >= 0) & (y < H) & (x >= 0) & (x < W)
-    around = feature.permute(0, 2, 3, 1)[image[:, None], y.clamp(0, H - 1), x.clamp(0, W - 1)]  # (S, 9, C)
+    place = (image[:, None] * H + y.clamp(0, H - 1)) * W + x.clamp(0, W - 1)  # (S, 9)
+    around = F.embedding(place, feature.permute(0, 2, 3, 1).flatten(0, 2))  # (S, 9, C), summed in one order, as above
     return around * inside[:, :, None]
 
 
