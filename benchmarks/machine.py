@@ -2,23 +2,22 @@
 
 import os
 import platform
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from benchmarks.timing import digits
+from mrcnn_scratch import provenance
+from mrcnn_scratch.provenance import commit as commit
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = provenance.ROOT
 PACKAGES = ("torch", "torchvision", "numba", "numba-cuda", "numpy", "onnxruntime")
 
 
 def describe(device: str) -> dict:
     """Processor, cores, caches, load before the run and, for "cuda", the GPU."""
     machine = {
-        "processor": _processor(),
+        "processor": provenance.processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "caches": _caches(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -36,20 +35,6 @@ def describe(device: str) -> dict:
     return machine
 
 
-def _processor() -> str:
-    """As the processor calls itself, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        facts = dict(part for line in lines if len(part := [x.strip() for x in line.split(":", 1)]) == 2)
-    except OSError:
-        facts = {}
-    if "model name" not in facts:
-        return platform.processor() or platform.machine()
-    known = ("cpu family", "model", "stepping")
-    numbers = ", ".join(f"{key.removeprefix('cpu ')} {facts[key]}" for key in known if key in facts)
-    return f"{facts['model name']} ({numbers})" if numbers else facts["model name"]
-
-
 def _caches() -> dict[str, str]:
     """Level -> size of the first core's data caches, where Linux tells; the last level may be shared."""
     caches = {}
@@ -62,26 +47,7 @@ def _caches() -> dict[str, str]:
 
 def versions() -> dict[str, str | None]:
     """Of Python and of every package that takes part; None: not installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            module = sys.modules.get(name.replace("-", "_"))
-            found[name] = getattr(module, "__version__", None)
-    return found
-
-
-def commit() -> dict:
-    """{"commit": hash, "changed": whether tracked files differ from it}; both None outside of git."""
-    try:
-        head, status = (
-            subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "changed": None}
-    return {"commit": head, "changed": bool(status)}
+    return provenance.versions(*PACKAGES)
 
 
 # ---- the roofs

@@ -27,7 +27,8 @@ def make_backbone(config: ModelConfig) -> nn.Module:
     """
     stages = 3 if config.neck == "c4" else 4
     if config.backbone == "tiny":
-        return TinyResNet(config.widths[:stages], config.blocks[:stages], config.norm, config.norm_eps)
+        widths, blocks = config.widths[:stages], config.blocks[:stages]
+        return TinyResNet(widths, blocks, config.norm, config.norm_eps, config.groups)
     if config.backbone == "efficientnet_lite0":
         from .efficientnet_lite import EfficientNetLite
 
@@ -46,7 +47,7 @@ def make_res5(config: ModelConfig, stride: int) -> tuple[nn.Module, int]:
 
 def _shape(config: ModelConfig) -> Shape:
     if config.backbone == "tiny":
-        return Shape(config.blocks, config.widths, BasicBlock)
+        return Shape(config.blocks, config.widths, partial(BasicBlock, groups=config.groups))
     shape = RESNETS[config.backbone]
     if shape.channels[-1] == 512:  # basic blocks have no 1x1 to put the stride in
         return shape

@@ -34,6 +34,7 @@ class ModelConfig:
     pyramid_top: bool = False  # True: the RPN also reads P6, every second cell of P5 (FPN, section 4.1)
     widths: tuple[int, ...] = (24, 48, 96, 128)  # channels of res2..res5 of the tiny ResNet; toy choice
     blocks: tuple[int, ...] = (1, 1, 1, 1)  # residual blocks of res2..res5; toy choice
+    groups: int = 1  # of the second 3x3 of the tiny ResNet's blocks; ResNeXt's idea, toy choice
     stride_in_1x1: bool = False  # a bottleneck's stride: in the first 1x1 (ResNet, MSRA) | the 3x3 (torchvision)
     norm: str = "batch"  # "batch" | "frozen" (Mask R-CNN trains on frozen statistics) | "group"
     norm_eps: float = 1e-5  # added to a variance; 0 for torchvision's published detectors
@@ -63,6 +64,7 @@ class ModelConfig:
     roi_op: str = "align"  # "align" | "warp" | "pool": Table 2c
     roi_aligned: bool = True  # False: the legacy half-pixel shift (torchvision)
     roi_reduce: str = "mean"  # "mean" | "max": Table 2c
+    warp_sampler: str = "align"  # of RoIWarp: RoIAlign's samples | "mnc": those of MNC's code
     sampling_ratio: int = 2  # 2 x 2 samples per bin; 0: adaptive
     canonical_size: float = 224.0  # pixels: RoIs of this size pool from level `canonical_level` (FPN, eq. 1)
     canonical_level: int = 4

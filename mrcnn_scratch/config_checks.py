@@ -15,6 +15,7 @@ CHOICES = {
     "anchor_strides": ("level", "image"),
     "roi_op": ("align", "warp", "pool"),
     "roi_reduce": ("mean", "max"),
+    "warp_sampler": ("align", "mnc"),
     "res5_stride": (1, 2),
     "mask_head": ("fcn", "mlp"),
     "mask_classes": ("specific", "agnostic"),
@@ -23,8 +24,9 @@ CHOICES = {
 }
 # field -> least value; of a tuple, of each of its numbers
 AT_LEAST = {
-    "num_classes": 2, "keypoints": 0, "seed": 0, "min_size": 0, "max_size": 1, "rpn_min_size": 0, "rpn_straddle": -1,
-    "rpn_beta": 0, "box_beta": 0, "sampling_ratio": -1, "canonical_level": 0, "mask_convs": 0, "keypoint_convs": 0,
+    "num_classes": 2, "keypoints": 0, "groups": 1, "seed": 0, "min_size": 0, "max_size": 1, "rpn_min_size": 0,
+    "rpn_straddle": -1, "rpn_beta": 0, "box_beta": 0, "sampling_ratio": -1, "canonical_level": 0,
+    "mask_convs": 0, "keypoint_convs": 0,
     "widths": 1, "blocks": 1, "fpn_channels": 1, "rpn_batch": 1, "rpn_pre_nms_train": 1, "rpn_pre_nms_test": 1,
     "rpn_post_nms_train": 1, "rpn_post_nms_test": 1, "roi_batch": 1, "box_pool": 1, "box_hidden": 1, "mask_pool": 1,
     "mask_channels": 1, "mask_layers": 1, "mask_hidden": 1, "norm_eps": 0, "freeze_at": 0, "train_min_sizes": 1,
@@ -97,6 +99,8 @@ def _check_type(name: str, value, default) -> None:
 
 def _check_pairs(config) -> None:
     """Fields that are each in range but do not go together."""
+    if any(width % config.groups for width in config.widths):
+        raise ValueError(f"groups is {config.groups}: it must divide each of the widths {config.widths}")
     if config.min_size > config.max_size:
         raise ValueError(
             f"min_size is {config.min_size}, max_size {config.max_size}: the shorter edge cannot exceed the longest"

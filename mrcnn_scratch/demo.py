@@ -7,12 +7,10 @@ slows the other down.
 
 import json
 import multiprocessing
-import platform
 import queue
 import time
 import traceback
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -23,6 +21,7 @@ from .evaluation import evaluate
 from .files import whole_file
 from .logs import progress_line, read_log
 from .model import build_model
+from .provenance import versions
 from .report import ap_panels, write_report
 from .resume import LAST, RESUME_COMMAND
 from .schedule import TrainConfig
@@ -94,7 +93,7 @@ def run_demo(
         "seed": config.seed,
         "steps": config.train.steps,
         "images": {"train": config.train_images, "val": config.val_images},
-        "versions": _versions(),
+        "versions": versions("torch", "numpy", "numba", "pycocotools"),
     }
     report_began = time.perf_counter()
     figures = demo_figures(out, metrics, datasets[1])
@@ -259,11 +258,6 @@ def _detect(checkpoint: Path, dataset: ShapesDataset, indices: list[int]) -> lis
     model, _ = load_model(checkpoint)
     with torch.inference_mode():
         return model.to(memory_format=torch.channels_last)([dataset[i][0] for i in indices])
-
-
-def _versions() -> dict[str, str]:
-    names = ("torch", "numpy", "numba", "pycocotools")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -131,7 +131,10 @@ ELSEWHERE = (
 
 # Fields of the settings that no code base prescribes
 OURS = {"seed", "log_every", "checkpoint_every"}
-_NOT_CHOSEN = {"num_classes", "masks", "keypoints", "seed", "widths", "blocks", "mask_layers", "mask_hidden"}
+_NOT_CHOSEN = {
+    "num_classes", "masks", "keypoints", "seed", "widths", "blocks", "groups", "warp_sampler", "mask_layers",
+    "mask_hidden",
+}  # fmt: skip
 _FPN_ONLY = {"fpn_channels", "pyramid_top", "canonical_size", "canonical_level", "level_eps_inside"}
 
 

@@ -82,13 +82,16 @@ def _shortcut(in_channels: int, channels: int, stride: int, norm: str, eps: floa
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut (ResNet, figure 5, left). The stride is in the first one."""
+    """Two 3x3 convolutions beside a shortcut (ResNet, figure 5, left). The stride is in the first one.
 
-    def __init__(self, in_channels: int, channels: int, stride: int, norm: str, eps: float = 1e-5):
+    Groups, of the second one, are ours, after ResNeXt's: its paper groups bottlenecks alone.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: str, eps: float = 1e-5, groups: int = 1):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = make_norm(norm, channels, eps)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, padding=1, groups=groups, bias=False)
         self.bn2 = make_norm(norm, channels, eps)
         self.downsample = _shortcut(in_channels, channels, stride, norm, eps)
 
@@ -200,15 +203,17 @@ class TinyResNet(ResNet):
         widths: channels of res2, res3, ...
         blocks: residual blocks of each stage.
         norm, eps: see :func:`make_norm`.
+        groups: of every block, a divisor of every width.
     """
 
-    def __init__(self, widths: tuple[int, ...], blocks: tuple[int, ...], norm: str, eps: float = 1e-5):
+    def __init__(self, widths: tuple[int, ...], blocks: tuple[int, ...], norm: str, eps: float = 1e-5, groups: int = 1):
         width = widths[0]
         stem = ConvNorms(
             nn.Conv2d(3, width, 3, 2, padding=1, bias=False), make_norm(norm, width, eps), nn.ReLU(inplace=True),
             nn.Conv2d(width, width, 3, 2, padding=1, bias=False), make_norm(norm, width, eps), nn.ReLU(inplace=True),
         )  # fmt: skip
-        super().__init__(Shape(tuple(blocks), tuple(widths), BasicBlock), len(widths), norm, eps, stem)
+        block = partial(BasicBlock, groups=groups)
+        super().__init__(Shape(tuple(blocks), tuple(widths), block), len(widths), norm, eps, stem)
 
 
 def init_convolutions(module: nn.Module) -> None:

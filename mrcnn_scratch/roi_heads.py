@@ -63,7 +63,8 @@ class RoIHeads(nn.Module):
         if config.roi_op == "pool":
             return roi_pool(features, boxes, output_size, spatial_scale)
         if config.roi_op == "warp":
-            return roi_warp(features, boxes, output_size, spatial_scale, config.sampling_ratio, config.roi_reduce)
+            ratio, sampler = config.sampling_ratio, config.warp_sampler
+            return roi_warp(features, boxes, output_size, spatial_scale, ratio, config.roi_reduce, sampler=sampler)
         return roi_align(
             features, boxes, output_size, spatial_scale, config.sampling_ratio, config.roi_aligned, config.roi_reduce
         )

@@ -433,7 +433,7 @@ def test_weights_bring_their_stride_and_pixels(tmp_path, capsys, monkeypatch):
     """torchvision's ResNet-50 has its stride in the 3x3, where the paper's recipe has it in the 1x1."""
     from torchvision.models import resnet50
 
-    from mrcnn_scratch.cli.train_setup import Wishes, model_config_of
+    from mrcnn_scratch.run_setup import Wishes, model_config_of
 
     torch.save(resnet50().state_dict(), tmp_path / "resnet50.pth")
     wishes = Wishes("R50-FPN", "detectron", None, None, None, {}, {"seed": 0})

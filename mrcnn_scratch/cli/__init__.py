@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from . import bench, data, demo, evaluate, predict, proposals, train
+from . import ablate, bench, data, demo, evaluate, predict, proposals, train
 
 app = typer.Typer(
     help="Mask R-CNN from scratch: make data, train, evaluate, predict.", no_args_is_help=True, add_completion=False,
@@ -20,6 +20,7 @@ app.command()(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command()(proposals.proposals)
 app.command()(predict.predict)
+app.command(context_settings={"allow_extra_args": True})(ablate.ablate)
 
 data_app = typer.Typer(help="The embedded data, and checks of your own.", no_args_is_help=True)
 data_app.command("make")(data.make)

@@ -11,7 +11,7 @@ from .options import check_folder, interruptible
 @interruptible()
 def make(
     folder: Annotated[Path, typer.Argument(help="Folder to make; it must be new or empty.")],
-    preset: Annotated[str, typer.Option(help="demo, hard, coco-like or multiscale.")] = "demo",
+    preset: Annotated[str, typer.Option(help="demo, hard, large, coco-like or multiscale.")] = "demo",
     train: Annotated[int, typer.Option(min=1, help="Images to train on.")] = 200,
     val: Annotated[int, typer.Option(min=1, help="Images to validate on.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Of the drawn images.")] = 0,

@@ -18,7 +18,6 @@ from .options import (
     check_device,
     check_folder,
     interruptible,
-    open_data,
 )
 
 
@@ -50,6 +49,7 @@ def evaluate(
     from ..distributed import world
     from ..evaluation import evaluate as run
     from ..predict import checkpoint_file
+    from ..run_setup import open_data
     from ..weights import load_pretrained
 
     check_device(device)

@@ -17,7 +17,10 @@ DataSeed = Annotated[int, typer.Option(min=0, help="Of the drawn images; a folde
 DropFaulty = Annotated[
     bool, typer.Option("--drop-faulty", help="Leave out the annotations that cannot be used, and name them.")
 ]
-DATA_HELP = "shapes:demo, shapes:hard, shapes:coco-like, shapes:multiscale, a COCO-format folder, or coco with --root."
+DATA_HELP = (
+    "shapes:demo, shapes:hard, shapes:large, shapes:coco-like, shapes:multiscale, a COCO-format folder, or coco with "
+    "--root."
+)
 Data = Annotated[str, typer.Option(help=DATA_HELP)]
 Root = Annotated[Path | None, typer.Option(help="The folder that holds --data coco.")]
 Setting = Annotated[
@@ -56,21 +59,6 @@ def check_folder(path: Path, name: str = "--out") -> None:
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             raise ValueError(f"{name} {part} is a file: name a folder")
-
-
-def open_data(
-    data: str, split: str, images: int | None, default: int, seed: int, keypoints: bool, drop_faulty: bool,
-    root: Path | None = None, masks: bool = True,
-):  # fmt: skip
-    """The dataset; only the procedural one has a seed, and a default number of images; only COCO has a root."""
-    from ..datasets import open_dataset
-
-    if root is not None and data != "coco":
-        raise ValueError(f"--root {root} goes with --data coco, not with --data {data}")
-    if data.startswith("shapes:"):
-        return open_dataset(data, split, num_images=images or default, seed=seed)
-    wanted, on_fault = "auto" if keypoints else False, "drop" if drop_faulty else "raise"
-    return open_dataset(data, split, num_images=images, keypoints=wanted, on_fault=on_fault, masks=masks, root=root)
 
 
 def split_settings(settings: list[str] | None) -> tuple[dict, dict]:

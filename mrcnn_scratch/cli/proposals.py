@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Data, DataSeed, Device, DropFaulty, Root, Threads, check_device, interruptible, open_data
+from .options import Data, DataSeed, Device, DropFaulty, Root, Threads, check_device, interruptible
 
 
 @interruptible()
@@ -30,6 +30,7 @@ def proposals(
     from ..distributed import world
     from ..predict import checkpoint_file
     from ..proposals import proposal_recall, with_proposals, write_proposals
+    from ..run_setup import open_data
     from ..weights import load_pretrained
 
     check_device(device)

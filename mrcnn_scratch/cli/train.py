@@ -8,6 +8,7 @@ import typer
 from ..precision import PRECISIONS
 from ..presets import PRESETS as MODELS
 from ..recipes import STYLES
+from ..run_setup import Source, Wishes, prepare
 from .options import (
     DATA_HELP,
     Device,
@@ -22,7 +23,6 @@ from .options import (
     interruptible,
     split_settings,
 )
-from .train_setup import Source, Wishes, prepare, warn_of_random_backbone
 
 _RECIPE = f"{', '.join(STYLES)}: whose settings to train with; paper for the paper's models, none for the tiny ones."
 _BACKBONE = "ImageNet weights to start from: torchvision's .pth, Detectron's .pkl; imagenet: EfficientNet's package."
@@ -106,7 +106,7 @@ def train(
             say(str(measure(made.model, made.dataset, made.config, steps_measured, workers=workers)))
             return
         if not (backbone_weights or resume) and me.is_main:
-            warn_of_random_backbone(made.model.config)
+            _warn_of_random_backbone(made.model.config)
         from ..training import train as run
 
         result = run(
@@ -118,3 +118,13 @@ def train(
 
 def _silent(message: str) -> None:
     """What the processes but the first have to say."""
+
+
+def _warn_of_random_backbone(config) -> None:
+    """Says that fixed norms and frozen stages want pretrained weights."""
+    if config.backbone != "tiny" and (config.norm == "frozen" or config.freeze_at):
+        typer.echo(
+            "mrcnn: the backbone starts from random weights, but its norms are fixed and its first stages frozen, as "
+            "suits ImageNet's: give --backbone-weights, or --set norm=group --set freeze_at=0",
+            err=True,
+        )

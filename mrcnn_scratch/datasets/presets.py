@@ -40,6 +40,8 @@ PRESETS = {
         ShapesPreset("demo", (128, 128), (1, 4), (26, 64), (44, 84), 0.05, DEMO_CLASSES, 0.25, 0.15),
         # 1 to 3 cells at stride 16, where the quantisation of RoIPool costs most
         ShapesPreset("hard", (128, 128), (2, 6), (16, 48), (16, 48), 0.05, HARD_CLASSES, 0.3, 0.15),
+        # 2.5 to 6 cells at stride 16, 1.3 to 3 at stride 32: what ablations of the stride need, and a box AP
+        ShapesPreset("large", (128, 128), (1, 2), (40, 96), (40, 96), 0.05, HARD_CLASSES, 0.3, 0.15),
         # 3 to 10 cells at stride 16, the range of most COCO objects at the paper's 800 pixels
         ShapesPreset("coco-like", (256, 256), (2, 6), (48, 160), (48, 160), 0.05, ALL_CLASSES, 0.5, 0.2),
         # a 16-fold range of sizes, so that a pyramid has something to do

@@ -3,18 +3,30 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import typer
-
-from ..config import ModelConfig
-from ..presets import model_config
-from ..recipes import Recipe, recipe, scaled, usable_images
-from ..schedule import TrainConfig
-from .options import open_data
+from .config import ModelConfig
+from .presets import model_config
+from .recipes import Recipe, recipe, scaled, usable_images
+from .schedule import TrainConfig
 
 TOY = {"steps": 1000, "batch_size": 4, "schedule": "cosine", "clip_norm": 10.0}  # of the tiny models, on a CPU
 COCO_CLASSES = 81  # with the background
 COCO_KEYPOINTS = 17
 IMAGENET = "imagenet"  # as --backbone-weights: those of an installed package
+
+
+def open_data(
+    data: str, split: str, images: int | None, default: int, seed: int, keypoints: bool, drop_faulty: bool,
+    root: Path | None = None, masks: bool = True,
+):  # fmt: skip
+    """The dataset; only the procedural one has a seed, and a default number of images; only COCO has a root."""
+    from .datasets import open_dataset
+
+    if root is not None and data != "coco":
+        raise ValueError(f"--root {root} goes with --data coco, not with --data {data}")
+    if data.startswith("shapes:"):
+        return open_dataset(data, split, num_images=images or default, seed=seed)
+    wanted, on_fault = "auto" if keypoints else False, "drop" if drop_faulty else "raise"
+    return open_dataset(data, split, num_images=images, keypoints=wanted, on_fault=on_fault, masks=masks, root=root)
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ class Wishes:
         Raises:
             ValueError: there is none.
         """
-        from ..recipe_report import show
+        from .recipe_report import show
 
         made = self.recipe()
         if made is None:
@@ -124,7 +136,7 @@ def prepare(wishes: Wishes, source: Source, backbone_weights: str | None, device
     config, notes = wishes.train_config(None if dataset is None else len(dataset))
     model = make_model(model_config_of(wishes, dataset, backbone_weights), backbone_weights, device)
     if source.proposals and dataset is not None:
-        from ..proposals import with_proposals
+        from .proposals import with_proposals
 
         dataset = with_proposals(dataset, source.proposals)
     told = f"{told}, {sum(parameter.numel() for parameter in model.parameters()):,} parameters"
@@ -157,7 +169,7 @@ def open_training_data(wishes: Wishes, source: Source, may_be_absent: bool):
     told = f"{len(dataset)} images of {data} ({source.split})"
     if made and not data.startswith("shapes:"):
         if keypoints:
-            from ..datasets.keypoint_classes import KeypointClasses
+            from .datasets.keypoint_classes import KeypointClasses
 
             dataset = KeypointClasses(dataset)
         whole, dataset = len(dataset), usable_images(dataset, made.min_keypoints)
@@ -184,20 +196,20 @@ def make_model(config: ModelConfig, backbone_weights: str | None, device):
     """The model on its device, with its backbone's weights."""
     import torch
 
-    from ..model import MaskRCNN
+    from .model import MaskRCNN
 
     if device.type == "meta":
         with device:
             return MaskRCNN(config)
     model = MaskRCNN(config)
     if backbone_weights == IMAGENET:
-        from ..efficientnet_lite import load_pretrained
+        from .efficientnet_lite import load_pretrained
 
         if config.backbone != "efficientnet_lite0":
             raise ValueError(f"--backbone-weights {IMAGENET} is for EffLite0-FPN; for {config.backbone} name a file")
         load_pretrained(model.backbone)
     elif backbone_weights:
-        from ..weights import load_backbone_weights
+        from .weights import load_backbone_weights
 
         load_backbone_weights(model, backbone_weights)
     return model.to(device, memory_format=torch.channels_last)
@@ -207,17 +219,7 @@ def _needed_by(backbone_weights: str | None) -> dict:
     """Fields that the ImageNet weights of a file were trained with: where the stride is, mean and std of the pixels."""
     if backbone_weights in (None, IMAGENET):
         return {}
-    from ..weight_files.resnet_names import renamed_classifier
-    from ..weights import read_weights
+    from .weight_files.resnet_names import renamed_classifier
+    from .weights import read_weights
 
     return renamed_classifier(read_weights(backbone_weights))[1]
-
-
-def warn_of_random_backbone(config: ModelConfig) -> None:
-    """Says that fixed norms and frozen stages want pretrained weights."""
-    if config.backbone != "tiny" and (config.norm == "frozen" or config.freeze_at):
-        typer.echo(
-            "mrcnn: the backbone starts from random weights, but its norms are fixed and its first stages frozen, as "
-            "suits ImageNet's: give --backbone-weights, or --set norm=group --set freeze_at=0",
-            err=True,
-        )

@@ -1,0 +1,60 @@
+"""The same tables on COCO, or any COCO-format folder: the paper's models by the paper's recipe."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..run_setup import Source, Wishes, open_data, prepare
+from .detector_runs import train_and_evaluate
+from .plan import Arm, plain
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """The whole detector on photographs, in as many processes as torchrun started. A run keeps its checkpoints."""
+
+    data: str
+    root: str | None
+    config: str  # of arms that name none
+    keypoints: bool
+    backbone_weights: str | None = None
+    fields: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+    share: float = 1.0  # of the recipe's steps
+    images: tuple[int, int] | None = None  # training and validation images at most
+
+    def facts(self) -> dict:
+        """See :class:`plan.Tier`."""
+        return plain(self)
+
+    def run(self, arm: Arm, seed: int, on_step=None, device: str | None = None, folder: Path | None = None) -> dict:
+        """``{"measures"}``, see :class:`detector_runs.Detector`. All processes of a world call it together."""
+        import torch
+
+        wishes, root = self.wishes(arm, seed), self.root and Path(self.root)
+        training, validation = self.images or (None, None)
+        source = Source(self.data, root, "train", training, seed, True, None)
+        made = prepare(wishes, source, self.backbone_weights, torch.device(device or "cpu"), may_be_absent=False)
+        config = made.config
+        if "steps" not in self.training:
+            config = replace(config, steps=max(1, round(config.steps * self.share)))
+        keypoints = made.model.config.keypoints > 0
+        dataset = open_data(self.data, "val", validation, 0, seed, keypoints, True, root)
+        if keypoints:
+            from ..datasets.keypoint_classes import KeypointClasses
+
+            dataset = KeypointClasses(dataset)
+        return train_and_evaluate(made.model, made.dataset, dataset, config, on_step, device, folder, progress=True)
+
+    def wishes(self, arm: Arm, seed: int) -> Wishes:
+        """The arm as ``mrcnn train`` would be asked for it.
+
+        Raises:
+            ValueError: a model, recipe or field that cannot be.
+        """
+        fields = dict(arm.fields)
+        masks = fields.pop("masks", True)
+        keypoints = self.keypoints and fields.pop("keypoints", None) != 0  # 0: an arm without them
+        model, training = {**fields, **self.fields, "seed": seed}, {**self.training, "seed": seed}
+        wishes = Wishes(arm.config or self.config, None, masks, keypoints, None, model, training)
+        wishes.check()
+        return wishes
