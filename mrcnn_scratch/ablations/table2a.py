@@ -15,7 +15,7 @@ ARMS = (
 TABLE = Table(
     "table2a",
     "Table 2a: backbone",
-    (Part(Detector(preset="multiscale", classes=("star",)), ARMS),),
+    (Part(Detector(preset="multiscale", classes=("star",), fields={"min_size": 128}), ARMS),),
     (
         Comparison("shallow, FPN", "shallow, C4", "mask AP", paper=3.3),
         Comparison("deep, FPN", "deep, C4", "mask AP", paper=2.7),
