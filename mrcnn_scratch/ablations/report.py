@@ -105,7 +105,7 @@ def _parts(result: dict) -> dict[str, list[str]]:
     """tier -> its arms, in the table's order."""
     parts: dict[str, list[str]] = {}
     for arm in result["arms"]:
-        parts.setdefault(result["tiers"][arm]["tier"], []).append(arm)
+        parts.setdefault(result["protocols"][result["protocol_of"][arm]]["tier"], []).append(arm)
     return parts
 
 
@@ -172,9 +172,10 @@ def _figures(result: dict, tier: str, arms: list[str], out: Path) -> list[str]:
     if curves:
         figure = pictures.step_curves(curves, "mask AP*, points")
         lines += [_picture(out, f"{stem}-steps.png", figure, "AP* against the training step"), ""]
-    examples = {arm: result["examples"][arm][:4] for arm in arms if arm in result.get("examples", {})}
+    kept = result.get("examples", {"objects": [], "arms": {}})
+    examples = {arm: kept["arms"][arm] for arm in arms if arm in kept["arms"]}
     if examples:
-        figure = pictures.masks_side_by_side(examples)
+        figure = pictures.masks_side_by_side(kept["objects"], examples)
         lines += [_picture(out, f"{stem}-masks.png", figure, "masks of the same objects, not chosen for looks"), ""]
     maps = {arm: result["error_maps"][arm] for arm in arms if arm in result.get("error_maps", {})}
     if maps:

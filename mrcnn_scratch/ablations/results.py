@@ -1,24 +1,21 @@
 """A table's results as one JSON file: the raw numbers of every run, and what follows from them."""
 
 import json
-import platform
 from pathlib import Path
 
 import numpy as np
 
-from .. import __version__
 from ..files import whole_file
-from ..provenance import commit, processor, versions
 from .measures import credit_of
 from .plan import Comparison, Table
 from .runs import Job, Options, arms_of, load, planned
 from .statistics import bootstrap_interval, t_interval, verdict
 
-PACKAGES = ("torch", "numpy", "numba", "scipy", "pycocotools")
+EXAMPLES = 4  # objects of which the report shows the masks
 
 
 def write_results(
-    table: Table, seeds: list[int], options: Options, out: Path, command: str, seconds: float, failures=()
+    table: Table, seeds: list[int], options: Options, out: Path, command: str, made: int, seconds: float, failures=()
 ) -> Path:
     """Writes ``out/<table>.json`` from the saved runs.
 
@@ -28,7 +25,8 @@ def write_results(
         options: of the runs.
         out: holds ``runs/``.
         command: that makes the file again.
-        seconds: that this command took, wall clock; with runs of an earlier one it is less than all took.
+        made: runs that this command made; the others are an earlier one's.
+        seconds: that it took, wall clock.
         failures: of :func:`runner.make_runs`.
     """
     runs = {
@@ -36,23 +34,24 @@ def write_results(
         for arm in arms_of(table, options)
     }
     comparisons = table.comparisons if not options.photographs else _on_photographs(table)
-    tiers = {arm: planned(table, arm, options)[0].facts() for arm in runs}
+    facts = {arm: planned(table, arm, options)[0].facts() for arm in runs}
+    protocols = [fact for number, fact in enumerate(facts.values()) if fact not in list(facts.values())[:number]]
     content = {
         "table": table.name,
         "title": table.title,
         "caveat": "" if options.photographs else table.caveat,
         "command": command,
-        **commit(),
-        "device": _device(options.device),
-        "versions": {"mrcnn_scratch": __version__, **versions(*PACKAGES)},
-        "seconds": round(seconds, 1),
-        "preset": options.data or tiers[next(iter(tiers))].get("preset"),
-        "tiers": tiers,
+        **_made(runs),
+        "seconds": _seconds(out / f"{table.name}.json", made, seconds),
+        "run_seconds": round(sum(run.get("seconds", 0) for by in runs.values() for run in by.values()), 1),
+        "preset": options.data or protocols[0].get("preset"),
+        "protocols": protocols,
+        "protocol_of": {arm: protocols.index(fact) for arm, fact in facts.items()},
         "arms": {arm: {seed: run["measures"] for seed, run in by_seed.items()} for arm, by_seed in runs.items()},
         "comparisons": [_compared(comparison, runs) for comparison in comparisons],
         "curves": _first(runs, "curve", every_seed=True),
         "error_maps": _first(runs, "error_map"),
-        "examples": _first(runs, "examples"),
+        "examples": _examples(runs),
         "failures": [{"arm": f.job.arm, "seed": f.job.seed, "error": f.error} for f in failures],
     }
     path = out / f"{table.name}.json"
@@ -148,11 +147,30 @@ def _first(runs: dict, name: str, every_seed: bool = False) -> dict:
     return found if every_seed else {arm: next(iter(by_seed.values())) for arm, by_seed in found.items()}
 
 
-def _device(wanted: str | None) -> dict:
-    """Processor and, where one computed, GPU."""
-    import torch
+def _made(runs: dict) -> dict:
+    """What made the runs; of more than one commit or machine the latest run's, and how many there were."""
+    facts = [run["made"] for by_seed in runs.values() for run in by_seed.values() if "made" in run]
+    if not facts:
+        return {"commit": None, "changed": None, "device": {}, "versions": {}}
+    different = {json.dumps(fact, sort_keys=True) for fact in facts}
+    return facts[-1] | ({"mixed": len(different)} if len(different) > 1 else {})
 
-    device = {"processor": processor(), "system": f"{platform.system()} {platform.machine()}"}
-    if wanted and wanted.startswith("cuda"):
-        device["gpu"] = torch.cuda.get_device_name(torch.device(wanted))
-    return device
+
+def _seconds(path: Path, made: int, seconds: float) -> float:
+    """Wall clock of the command that made runs; one that only wrote the file anew keeps what it says."""
+    if made or not path.is_file():
+        return round(seconds, 1)
+    return read_results(path).get("seconds", round(seconds, 1))
+
+
+def _examples(runs: dict) -> dict:
+    """Objects, each picture once, and what each arm's first run painted: ``{"objects": [..], "arms": {arm: [..]}}``."""
+    objects, arms = [], {}
+    for arm, by_seed in runs.items():
+        for painted in next((run["examples"] for run in by_seed.values() if run.get("examples")), [])[:EXAMPLES]:
+            shown = {"image": painted["image"], "truth": painted["truth"]}
+            if shown not in objects:
+                objects.append(shown)
+            found = {"object": objects.index(shown), "found": painted["found"], "iou": painted["iou"]}
+            arms.setdefault(arm, []).append(found)
+    return {"objects": objects, "arms": arms}

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..distributed import current
-from .runs import Job, load, save
+from .runs import Job, load, made_by, save
 
 ATTEMPTS = 3  # of a run whose process was killed: a neighbour's death takes it along, and memory may be free again
 _stop = None  # set in a worker process: the parent's wish to end
@@ -34,7 +35,7 @@ def make_runs(
     pool: Callable[[], Executor] | None,
     progress: bool = True,
     device: str | None = None,
-) -> list[Failure]:
+) -> tuple[int, list[Failure]]:
     """Makes the runs that are not there yet, and saves each when it ends.
 
     Args:
@@ -46,7 +47,7 @@ def make_runs(
         device: of runs in this process; others take the jobs' own.
 
     Returns:
-        the runs that failed; the others are saved.
+        how many were made, and the runs that failed; the others are saved.
 
     Raises:
         KeyboardInterrupt: what is finished is saved; the same call goes on from there.
@@ -73,7 +74,7 @@ def make_runs(
     except KeyboardInterrupt:
         told = f"{len(jobs) - len(missing) + done} of {len(jobs)} runs are kept in {out / 'runs'}"
         raise KeyboardInterrupt(f"{told}: the same command goes on with the others") from None
-    return failures
+    return done - len(failures), failures
 
 
 def _outcomes(jobs: list[Job], out: Path, pool, device: str | None) -> Iterator[tuple[Job, dict | Failure]]:
@@ -137,8 +138,10 @@ def _executor(pool) -> Iterator[Executor]:
 
 def _tried(job: Job, folder: Path | None = None, device: str | None = None) -> dict | Failure:
     """Runs a job, in whatever process this is."""
+    began = time.perf_counter()
     try:
-        return job.run(_ask_to_stop, folder, device)
+        result = job.run(_ask_to_stop, folder, device)
+        return result | {"seconds": round(time.perf_counter() - began, 1), "made": made_by(device)}
     except Exception:
         return Failure(job, traceback.format_exc())
 

@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+import platform
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .. import __version__
 from ..files import whole_file
+from ..provenance import commit, processor, versions
 from . import load_table
 from .photographs import Photographs
 from .plan import Arm, Table, Tier
+
+PACKAGES = ("torch", "numpy", "numba", "scipy", "pycocotools")
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,16 @@ def planned(table: Table, name: str, options: Options) -> tuple[Tier, Arm]:
     elif options.images:
         changes |= {"images": options.images[1]}
     return replace(tier, **changes), arm
+
+
+def made_by(device: str | None) -> dict:
+    """Commit, versions, processor and GPU that make a run, as its file and the table's keep them."""
+    import torch
+
+    machine = {"processor": processor(), "system": f"{platform.system()} {platform.machine()}"}
+    if device and device.startswith("cuda"):
+        machine["gpu"] = torch.cuda.get_device_name(torch.device(device))
+    return {**commit(), "device": machine, "versions": {"mrcnn_scratch": __version__, **versions(*PACKAGES)}}
 
 
 def save(result: dict, job: Job, out: Path) -> None:

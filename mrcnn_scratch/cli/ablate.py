@@ -111,14 +111,13 @@ def _run(names: list[str], seeds: list[int], options, out: Path, workers, thread
         if alone and not dask:
             pool = None
             _set_threads(threads)
-        failures = make_runs(jobs, out, pool, progress=me.is_main, device=str(me.device))
+        made, failures = make_runs(jobs, out, pool, progress=me.is_main, device=str(me.device))
         if not me.is_main:
             return
         for table in tables:
             own = [failure for failure in failures if failure.job.table == table.name]
-            path = write_results(
-                table, seeds, options, out, shlex.join(["mrcnn", *sys.argv[1:]]), time.perf_counter() - began, own
-            )
+            command, seconds = shlex.join(["mrcnn", *sys.argv[1:]]), time.perf_counter() - began
+            path = write_results(table, seeds, options, out, command, made, seconds, own)
             _tell(path)
     if failures:
         raise ValueError(f"{len(failures)} of {len(jobs)} runs failed, see above; the same command tries them again")

@@ -110,7 +110,7 @@ def threshold_curves(panels: dict[str, dict[str, list[list[float]]]], title: str
         axes.set_xlabel("OKS threshold" if kind.startswith("keypoint") else "IoU threshold")
         axes.grid()
         axes.tick_params(labelleft=index == 0)
-        axes.legend(loc="lower left" if len(arms) < 5 else "upper right", fontsize=7.5)
+        axes.legend(loc="upper right", fontsize=7.5)
     if first is not None:
         first.set_ylabel("% of objects, or AP")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11) if title else None
@@ -140,21 +140,23 @@ def step_curves(arms: dict[str, list[list[list[float]]]], measure: str, title: s
 
 
 @styled
-def masks_side_by_side(examples: dict[str, list[dict]], title: str = "") -> Figure:
+def masks_side_by_side(objects: list[dict], examples: dict[str, list[dict]], title: str = "") -> Figure:
     """The same objects as different arms see them: the true mask, then each arm's, with its IoU.
 
     Args:
-        examples: arm -> objects, each ``image``, ``truth``, ``found`` (PNG in base64) and ``iou``; in one order.
+        objects: ``image`` and ``truth`` of each, PNG in base64.
+        examples: arm -> ``object``, its number, ``found``, a PNG, and ``iou``; all arms have the same objects.
         title: above the figure.
     """
-    arms = list(examples)
-    objects = list(zip(*examples.values(), strict=True))
-    aspects = [_pixels(row[0]["image"]).shape[0] / _pixels(row[0]["image"]).shape[1] for row in objects]
+    arms, rows = list(examples), list(zip(*examples.values(), strict=True))
+    shown = [objects[row[0]["object"]] for row in rows]
+    shapes = [_pixels(each["image"]).shape for each in shown]
+    aspects = [height / width for height, width, _ in shapes]
     gaps = [0.06] * len(arms)
     figure, grid = image_grid(min(9.0, 1.55 * (len(arms) + 1)), aspects, gaps, 0.62 if title else 0.4, 0.06, 0.07)
-    for row, cells in zip(objects, grid, strict=True):
-        pixels = _pixels(row[0]["image"])
-        _mask(cells[0], pixels, _pixels(row[0]["truth"]) > 0, PALETTE[0])
+    for each, row, cells in zip(shown, rows, grid, strict=True):
+        pixels = _pixels(each["image"])
+        _mask(cells[0], pixels, _pixels(each["truth"]) > 0, PALETTE[0])
         for axes, found in zip(cells[1:], row, strict=True):
             _mask(axes, pixels, _pixels(found["found"]) > 0, COLOURS[1])
             style = {"boxstyle": "square,pad=0.15", "facecolor": "white", "alpha": 0.8, "linewidth": 0}
