@@ -8,6 +8,7 @@ import torch
 
 from ..evaluation import evaluate
 from ..model import build_model
+from ..presets import model_config
 from ..resume import LAST
 from ..training import TrainConfig, train
 from .measures import WEIGHTS
@@ -34,6 +35,11 @@ class Detector:
     def facts(self) -> dict:
         """See :class:`plan.Tier`."""
         return plain(self)
+
+    def check(self, arm: Arm) -> None:
+        """Refuses settings that cannot be, before anything is run."""
+        shapes(self.preset, self.val_images, "val", self.classes)
+        model_config(arm.config or self.config, **{**self.fields, **arm.fields})
 
     def run(self, arm: Arm, seed: int, on_step=None, device: str | None = None, folder=None) -> dict:
         """``{"measures"}``: AP of boxes, masks and keypoints, and AP at each threshold."""

@@ -37,6 +37,11 @@ class Geometry:
         """See :class:`plan.Tier`."""
         return plain(self)
 
+    def check(self, arm: Arm) -> None:
+        """Refuses settings that cannot be, before anything is run."""
+        shapes(self.preset, self.images, "val", None)
+        pooling(arm)
+
     def run(self, arm: Arm, seed: int, on_step=None, device: str | None = None, folder=None) -> dict:
         """``{"measures", "similarities"}``: AP* of the oracle, bias and jitter of the ramp."""
         data = shapes(self.preset, self.images, "val", None)

@@ -50,16 +50,25 @@ class Oracle:
         """See :class:`plan.Tier`."""
         return plain(self)
 
+    def check(self, arm: Arm) -> None:
+        """Refuses settings that cannot be, before anything is run."""
+        self.config(arm, 0)
+
     def net(self, arm: Arm, seed: int) -> OracleNet:
         """The arm's net at the start: shared parts have the same weights in all arms of a seed."""
+        net = OracleNet(self.config(arm, seed), arm.stride, self.jitter, self.copies)
+        return net.to(memory_format=torch.channels_last)
+
+    def config(self, arm: Arm, seed: int) -> ModelConfig:
+        """Of the arm's head and backbone."""
         data = shapes(self.preset, self.val_images, "val", self.classes)
         fields = {**BASE, **self.fields, **arm.fields}
         masks = self.head == "mask"
-        config = ModelConfig().with_fields(
+        if not (masks or data.num_keypoints):
+            raise ValueError(f"shapes:{self.preset} has no keypoints with the classes {self.classes}: add person")
+        return ModelConfig().with_fields(
             **fields, num_classes=data.num_classes, masks=masks, keypoints=0 if masks else data.num_keypoints, seed=seed
         )
-        net = OracleNet(config, arm.stride, self.jitter, self.copies)
-        return net.to(memory_format=torch.channels_last)
 
     def run(self, arm: Arm, seed: int, on_step=None, device: str | None = None, folder=None) -> dict:
         """``{"measures", "similarities", "curve", "error_map", "examples"}``, see :func:`measure`."""
@@ -111,6 +120,8 @@ def measure(net: OracleNet, dataset, head: str) -> dict:
                 largest = int(truth.flatten(1).sum(1).argmax())
                 box = target["boxes"][answer.objects][largest]
                 examples.append(example(dataset[index][0], truth[largest], answer.masks[largest], box, values[largest]))
+    if not found:
+        raise ValueError(f"{len(dataset)} validation images have nothing to measure the {head} on: give more")
     result = {
         "measures": fractions(found, head),
         "similarities": [round(value, 6) for value in found],

@@ -26,6 +26,14 @@ class Photographs:
         """See :class:`plan.Tier`."""
         return plain(self)
 
+    def check(self, arm: Arm) -> None:
+        """Refuses settings and folders that cannot be, before anything is run."""
+        self.wishes(arm, 0)
+        folder = self.root if self.data == "coco" else self.data
+        if folder is None or not Path(folder).is_dir():
+            name = "--root" if self.data == "coco" else "--data"
+            raise ValueError(f"{name} {folder} is no folder: name the one that holds the images and annotations")
+
     def run(self, arm: Arm, seed: int, on_step=None, device: str | None = None, folder: Path | None = None) -> dict:
         """``{"measures"}``, see :class:`detector_runs.Detector`. All processes of a world call it together."""
         import torch
@@ -39,7 +47,7 @@ class Photographs:
             config = replace(config, steps=max(1, round(config.steps * self.share)))
         keypoints = made.model.config.keypoints > 0
         dataset = open_data(self.data, "val", validation, 0, seed, keypoints, True, root)
-        if keypoints:
+        if keypoints and dataset.class_names != made.dataset.class_names:  # a recipe trains keypoints on persons alone
             from ..datasets.keypoint_classes import KeypointClasses
 
             dataset = KeypointClasses(dataset)

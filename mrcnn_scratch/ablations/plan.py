@@ -37,6 +37,9 @@ class Tier(Protocol):
             folder: for checkpoints, of a run that takes hours.
         """
 
+    def check(self, arm: Arm) -> None:
+        """Raises ValueError, before anything is run, for settings that cannot be."""
+
     def facts(self) -> dict:
         """What a run depends on, for JSON."""
 

@@ -50,6 +50,11 @@ class Job:
         """What is run, after the options have been applied."""
         return planned(load_table(self.table), self.arm, self.options)
 
+    def check(self) -> None:
+        """Raises ValueError, in no time, for options that cannot be."""
+        tier, arm = self.plan()
+        tier.check(arm)
+
     def key(self) -> str:
         """Changes with anything that a run's numbers depend on, but the code."""
         tier, arm = self.plan()

@@ -105,6 +105,8 @@ def _run(names: list[str], seeds: list[int], options, out: Path, workers, thread
     jobs = [
         Job(table.name, arm, seed, options) for table in tables for seed in seeds for arm in arms_of(table, options)
     ]
+    for job in jobs:
+        job.check()
     with world(options.device) as me:
         alone = me.size > 1 or options.photographs or me.device.type == "cuda"
         pool = dask_pool(dask) if dask else local_pool(workers or default_workers(threads or 1), threads or 1)

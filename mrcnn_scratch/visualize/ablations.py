@@ -199,7 +199,7 @@ def error_maps(maps: dict[str, list[list[float]]], around: float, title: str = "
     """
     highest = max(np.max(values) for values in maps.values())
     width = min(9.0, 1.75 * len(maps) + 0.6)
-    figure = Figure(figsize=(width, width / len(maps) + 0.55), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width, width / len(maps) + 0.35), dpi=110, layout="constrained")
     panels, image = [], None
     for index, (name, values) in enumerate(maps.items()):
         axes = figure.add_subplot(1, len(maps), index + 1)
