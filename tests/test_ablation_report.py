@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +79,23 @@ def test_a_report_of_nothing_and_of_a_broken_file(tmp_path, capsys):
         with pytest.raises(ValueError, match=f"table2c.json {told}.*make it again with mrcnn ablate table2c"):
             write_report(tmp_path)
     assert not (tmp_path / "REPORT.md").exists()
+
+
+def test_the_committed_report_and_the_readme_say_what_the_committed_results_say(tmp_path):
+    root = Path(__file__).parents[1]
+    for path in (root / "docs" / "results").glob("*.json"):
+        shutil.copy(path, tmp_path)
+        result = read_results(path)
+        assert result["commit"] and not result["changed"] and not result["failures"], path.name
+    write_report(tmp_path)
+    assert (tmp_path / "REPORT.md").read_text() == (root / "docs" / "results" / "REPORT.md").read_text()
+    arms, readme = read_results(tmp_path / "table2c.json")["arms"], (root / "README.md").read_text()
+    for arm in ("RoIPool max", "RoIWarp mean", "RoIAlign max", "RoIAlign mean"):
+        cells = []
+        for measure in ("mask AP*", "mask @.50", "mask @.75"):
+            values = [100 * run[measure] for run in arms[arm].values()]
+            cells.append(f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}")
+        assert f"| {arm.replace(' ', ', ')} | {' | '.join(cells)} |" in readme
 
 
 # ---- comparisons, on runs that were made by hand
