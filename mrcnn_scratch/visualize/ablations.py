@@ -134,7 +134,7 @@ def step_curves(arms: dict[str, list[list[list[float]]]], measure: str, title: s
         axes.plot(steps, values.mean(axis=0), color=colour, marker=marker, markersize=4.5, linewidth=1.7, label=arm)
     axes.set(xlabel="training step", ylabel=measure, ylim=(0, None), xlim=(0, None))
     axes.grid()
-    axes.legend(loc="upper left")
+    axes.legend(loc="best")
     figure.suptitle(title, x=0.01, ha="left", fontsize=11) if title else None
     return figure
 
