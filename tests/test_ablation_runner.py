@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,24 +31,24 @@ def values(jobs, out: Path) -> list[float | None]:
 def test_results_are_saved_and_not_made_twice(pool, tmp_path):
     jobs = jobs_of(tmp_path / "notes")
     save({"measures": {"mask AP*": 7.0}}, jobs[2], tmp_path)  # of an earlier command
-    assert make_runs(jobs, tmp_path, pool, progress=False) == []
+    assert make_runs(jobs, tmp_path, pool, progress=False) == (3, [])
     assert values(jobs, tmp_path) == [0.0, 0.1, 7.0, pytest.approx(0.3)]
     assert starts(tmp_path / "notes") == {"arm0-0": 1, "arm1-1": 1, "arm3-3": 1}
-    assert make_runs(jobs, tmp_path, pool, progress=False) == []
+    assert make_runs(jobs, tmp_path, pool, progress=False) == (0, [])
     assert sum(starts(tmp_path / "notes").values()) == 3
 
 
 @pytest.mark.parametrize("pool", [None, local_pool(2)], ids=["in this process", "two processes"])
 def test_a_run_that_crashes_is_reported_and_loses_no_other(pool, tmp_path):
     jobs = jobs_of(tmp_path / "notes", {0: "raise"})
-    [failure] = make_runs(jobs, tmp_path, pool, progress=False)
-    assert failure.job == jobs[0] and "RuntimeError: arm arm0 went wrong" in failure.error
+    made, [failure] = make_runs(jobs, tmp_path, pool, progress=False)
+    assert made == 3 and failure.job == jobs[0] and "RuntimeError: arm arm0 went wrong" in failure.error
     assert values(jobs, tmp_path) == [None, 0.1, 0.2, pytest.approx(0.3)]
 
 
 def test_a_run_whose_process_is_killed_is_tried_again_and_loses_no_other(tmp_path):
     jobs = jobs_of(tmp_path / "notes", {1: "die once", 2: "die"}, count=6, seconds=0.1)
-    [failure] = make_runs(jobs, tmp_path, local_pool(2), progress=False)
+    _, [failure] = make_runs(jobs, tmp_path, local_pool(2), progress=False)
     assert failure.job == jobs[2] and "its process was killed" in failure.error
     assert [v is None for v in values(jobs, tmp_path)] == [False, False, True, False, False, False]
     assert starts(tmp_path / "notes")["arm1-1"] == 2
@@ -61,7 +62,7 @@ def test_a_cluster_of_two_workers_of_which_one_is_killed(tmp_path):
     with LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, local_directory=tmp_path / "dask"
     ) as cluster:
-        [failure] = make_runs(jobs, tmp_path, dask_pool(cluster.scheduler_address), progress=False)
+        _, [failure] = make_runs(jobs, tmp_path, dask_pool(cluster.scheduler_address), progress=False)
     assert failure.job == jobs[3] and "went wrong" in failure.error
     assert [v is None for v in values(jobs, tmp_path)] == [False, False, False, True, False, False]
     assert starts(tmp_path / "notes")["arm1-1"] == 2
@@ -109,7 +110,8 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
     """Interrupted between runs and in the middle of one; only what is missing is made then."""
     command = [sys.executable, "-m", "mrcnn_scratch", "ablate", "table2e", "--seeds", "2", "--out", str(tmp_path)]
     command += ["--images", "8,4", "--set", "batch_size=1", "--workers", "1", "--set", "steps=60"]
-    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    hears = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a job in the background would not
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hears)
     try:
         end = time.monotonic() + 200
         while len(list(tmp_path.glob("runs/table2e/*.json"))) < 2:

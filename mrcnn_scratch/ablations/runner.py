@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..distributed import current
 from .runs import Job, load, made_by, save
 
-ATTEMPTS = 3  # of a run whose process was killed: a neighbour's death takes it along, and memory may be free again
+ATTEMPTS = 2  # of a run whose process is killed with no other beside it: memory may be free again
 _stop = None  # set in a worker process: the parent's wish to end
 
 
@@ -83,18 +83,21 @@ def _outcomes(jobs: list[Job], out: Path, pool, device: str | None) -> Iterator[
         for job in jobs:
             yield job, _tried(job, job.path(out).with_suffix(""), device)
         return
-    waiting, attempts = deque(jobs), Counter()
-    while waiting:
+    waiting, suspects, deaths = deque(jobs), deque(), Counter()
+    while waiting or suspects:
+        alone = bool(suspects)  # a process that dies takes the pool along: who did it shows when each is run alone
+        queue = deque([suspects.popleft()]) if alone else waiting
         with _executor(pool) as executor:
-            for job, outcome in _fed(executor, waiting):
+            for job, outcome in _fed(executor, queue):
                 if outcome is not None:
                     yield job, outcome
                     continue
-                attempts[job.path(out)] += 1
-                if attempts[job.path(out)] < ATTEMPTS:
-                    waiting.append(job)
+                deaths[job.path(out)] += alone
+                if deaths[job.path(out)] < ATTEMPTS:
+                    suspects.append(job)
                 else:
                     yield job, Failure(job, "its process was killed, as by the system when memory is short")
+        suspects += queue if alone else ()  # not even sent: the pool was broken before
 
 
 def _fed(executor: Executor, waiting: deque[Job]) -> Iterator[tuple[Job, dict | Failure | None]]:
@@ -201,9 +204,23 @@ def dask_pool(address: str, timeout: float = 20) -> Callable[[], Executor]:
             client = Client(address, timeout=timeout)
         except (OSError, TimeoutError, ValueError) as error:
             raise ValueError(f"--dask {address}: no scheduler answers there ({error})") from None
-        return client.get_executor(pure=False, retries=ATTEMPTS)
+        return _Cluster(client)
 
     return make
+
+
+class _Cluster(Executor):
+    """A Dask client as an executor that ends with its connection."""
+
+    def __init__(self, client):
+        self._client, self._executor = client, client.get_executor(pure=False, retries=ATTEMPTS)
+
+    def submit(self, function, /, *arguments):
+        return self._executor.submit(function, *arguments)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._executor.shutdown(wait=wait and not cancel_futures)  # without waiting, Dask cancels what is left
+        self._client.close()
 
 
 def default_workers(threads: int = 1) -> int:
