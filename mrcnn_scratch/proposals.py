@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from .average_precision import IOU_THRESHOLDS
 from .boxes import box_iou
 from .files import whole_file
 
 _KEY = "mrcnn_scratch_proposals"
-THRESHOLDS = torch.arange(0.5, 1.0, 0.05)  # of IoU, as in COCO's AR
 
 
 @torch.inference_mode()
@@ -153,7 +153,7 @@ def proposal_recall(dataset, counts: tuple[int, ...] = (100, 300, 1000)) -> dict
     Returns:
         count -> recall in 0..1; NaN where there are no objects.
     """
-    best = {count: [] for count in counts}
+    best, thresholds = {count: [] for count in counts}, torch.tensor(IOU_THRESHOLDS, dtype=torch.float32)
     for index in range(len(dataset)):
         target = dataset[index][1]
         plain = target["iscrowd"] == 0 if "iscrowd" in target else slice(None)
@@ -162,6 +162,6 @@ def proposal_recall(dataset, counts: tuple[int, ...] = (100, 300, 1000)) -> dict
             iou = box_iou(truth, boxes[:count]) if len(boxes) else truth.new_zeros(len(truth), 1)
             best[count].append(iou.amax(dim=1))
     return {
-        count: float((torch.cat(found)[:, None] >= THRESHOLDS).float().mean()) if found else float("nan")
+        count: float((torch.cat(found)[:, None] >= thresholds).float().mean()) if found else float("nan")
         for count, found in best.items()
     }

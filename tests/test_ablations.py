@@ -13,6 +13,7 @@ from mrcnn_scratch.ablations.oracle import OracleNet, answers, jitter, mask_ious
 from mrcnn_scratch.ablations.oracle_runs import Oracle, shapes
 from mrcnn_scratch.ablations.plan import EQUAL, MORE, Arm, Comparison, Part, Table, frozen
 from mrcnn_scratch.ablations.runs import Options, planned
+from mrcnn_scratch.roi_ops import roi_warp
 from mrcnn_scratch.training import TrainConfig
 
 SHORT = Oracle(train_images=8, val_images=4, train=TrainConfig(steps=3, batch_size=2, log_every=1))
@@ -153,6 +154,14 @@ def test_geometry_is_in_the_papers_order_at_every_stride():
     assert one == again and one["mask AP*"] != other["mask AP*"]
     with pytest.raises(ValueError, match="none of 25 images has objects of"):
         replace(tier, size=(100.0, 200.0)).run(ALIGN, 0)
+
+
+def test_mncs_sampler_is_the_ops_own():
+    """The field of the configuration reaches the op."""
+    features, boxes = torch.rand(1, 2, 8, 8), [torch.tensor([[10.0, 12, 70, 90]])]
+    literal = pooling(Arm("", frozen(roi_op="warp", warp_sampler="mnc")))(features, boxes, 7, 1 / 16)
+    assert torch.equal(literal, roi_warp(features, boxes, 7, 1 / 16, sampler="mnc"))
+    assert not torch.equal(literal, pooling(Arm("", frozen(roi_op="warp")))(features, boxes, 7, 1 / 16))
 
 
 # ---- what is kept for the pictures

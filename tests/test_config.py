@@ -67,6 +67,8 @@ def test_unknown_names_get_a_suggestion():
         ("norm", "layer", "norm is 'layer': choose one of batch, frozen, group"),
         ("roi_op", "crop", "roi_op is 'crop': choose one of align, warp, pool"),
         ("roi_reduce", "sum", "roi_reduce is 'sum'"),
+        ("warp_sampler", "mean", "warp_sampler is 'mean': choose one of align, mnc"),
+        ("groups", 5, "groups is 5: it must divide each of the widths"),
         ("num_classes", 1, "num_classes is 1: it counts the background, so it is at least 2"),
         ("keypoints", -1, "keypoints is -1: give 0 for no keypoint branch"),
         ("score_threshold", 1.5, "score_threshold is 1.5: it must lie in 0..1"),

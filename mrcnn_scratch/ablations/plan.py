@@ -6,8 +6,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from ..average_precision import IOU_THRESHOLDS
+
 KINDS = ("box", "mask", "keypoints")
-THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))  # COCO's, of IoU or OKS
+THRESHOLDS = tuple(IOU_THRESHOLDS.round(2).tolist())  # .50, .55, .. .95, of IoU or OKS
 
 MORE, EQUAL, NONE = "more", "equal", "none"  # what a claim can say of a - b
 
@@ -84,24 +86,26 @@ class Table:
     caveat: str  # printed beside every result
     real: tuple[Arm, ...] = ()  # the arms on photographs, with the whole detector
     real_config: str = ""  # the paper's model for them
+    real_comparisons: tuple[Comparison, ...] = ()  # between them; none: those of `comparisons` that name them
     keypoints: bool = False  # the arms on photographs are of persons, with keypoints
 
     def __post_init__(self):
-        names = [arm.name for part in self.parts for arm in part.arms]
-        if len(set(names)) < len(names):
-            raise ValueError(f"table {self.name}: two arms have one name")
-        unknown = {
-            arm
-            for comparison in self.comparisons
-            for side in (comparison.a, comparison.b)
-            for arm in ([side] if isinstance(side, str) else side)
-        } - set(names)
-        if unknown:
-            raise ValueError(f"table {self.name} compares arms that it has not: {', '.join(sorted(unknown))}")
+        _check_names(self.name, [arm.name for part in self.parts for arm in part.arms], self.comparisons)
+        _check_names(self.name, [arm.name for arm in self.real], self.real_comparisons)
 
     def arm(self, name: str) -> tuple[Part, Arm]:
         """The part and the arm of that name."""
         return next((part, arm) for part in self.parts for arm in part.arms if arm.name == name)
+
+
+def _check_names(table: str, names: list[str], comparisons: tuple[Comparison, ...]) -> None:
+    """Refuses two arms of one name, and comparisons of arms that are not there."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"table {table}: two arms have one name")
+    sides = [side for comparison in comparisons for side in (comparison.a, comparison.b)]
+    compared = {arm for side in sides for arm in ([side] if isinstance(side, str) else side)}
+    if compared - set(names):
+        raise ValueError(f"table {table} compares arms that it has not: {', '.join(sorted(compared - set(names)))}")
 
 
 def frozen(**fields) -> Mapping:

@@ -1,19 +1,17 @@
 """REPORT.md and its figures, from the results files and nothing else."""
 
-import io
 import json
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..files import whole_file
 from ..visualize import ablations as pictures
-from ..visualize import figure_png
 from . import TABLES
-from .measures import AROUND, STRICT, at
-from .plan import EQUAL, KINDS, NONE, THRESHOLDS
+from .measures import STRICT
+from .plan import EQUAL, NONE
+from .report_figures import first_run, main_measures, part_figures, save_figure
 from .results import read_results
 
 TIERS = {
@@ -89,11 +87,16 @@ def _section(result: dict, out: Path) -> str:
         lines += [f"The paper, on COCO ({papers['what']}):", "", _rows(["", *papers["columns"]], papers["rows"]), ""]
     for tier, arms in _parts(result).items():
         lines += [f"### {result['title'].split(':')[0]}, {TIERS[tier]}", "", _ours(result, arms), ""]
-        lines += _figures(result, tier, arms, out)
+        lines += part_figures(result, tier, arms, out)
     if result["comparisons"]:
         name = f"{result['table']}-differences.png"
         labelled = [c | {"label": _label(c)} for c in result["comparisons"]]
-        lines += ["### Differences", "", _picture(out, name, pictures.difference_forest(labelled), "differences"), ""]
+        lines += [
+            "### Differences",
+            "",
+            save_figure(out, name, pictures.difference_forest(labelled), "differences"),
+            "",
+        ]
         lines += [_comparisons(result["comparisons"]), ""]
     if result.get("caveat"):
         lines += [f"**Mind:** {result['caveat']}", ""]
@@ -113,8 +116,8 @@ def _parts(result: dict) -> dict[str, list[str]]:
 
 def _ours(result: dict, arms: list[str]) -> str:
     """Arms by measures: mean and standard deviation over the seeds."""
-    measures = _main_measures(result, arms) + [
-        name for name in ("bias, px", "jitter, px", "parameters") if any(name in _of(result, arm) for arm in arms)
+    measures = main_measures(result, arms) + [
+        name for name in ("bias, px", "jitter, px", "parameters") if any(name in first_run(result, arm) for arm in arms)
     ]
     rows = []
     for arm in arms:
@@ -136,57 +139,6 @@ def _cell(numbers: list[float], measure: str) -> str:
     mean, digits = scale * np.mean(numbers), 2 if measure.endswith("px") else 1
     spread = f" ± {scale * np.std(numbers, ddof=1):.{digits}f}" if len(numbers) > 1 else ""
     return f"{mean:.{digits}f}{spread}"
-
-
-def _main_measures(result: dict, arms: list[str]) -> list[str]:
-    """AP, AP at .50 and at .75 of each kind that is measured."""
-    known = {name for arm in arms for name in _of(result, arm)}
-    wanted = [f"{kind} {name}" for kind in KINDS for name in ("AP*", "AP", at(0.5), at(0.75))]
-    return [name for name in wanted if name in known]
-
-
-def _of(result: dict, arm: str) -> dict:
-    return next(iter(result["arms"][arm].values()), {})
-
-
-def _figures(result: dict, tier: str, arms: list[str], out: Path) -> list[str]:
-    """Seeds as points, AP against the threshold; and of masks what they look like."""
-    stem, lines = f"{result['table']}-{tier}", []
-    by_seed = {arm: list(result["arms"][arm].values()) for arm in arms if result["arms"][arm]}
-    if not by_seed:
-        return ["No run of this part has ended.", ""]
-    points = {
-        arm: {m: [100 * v[m] for v in values if m in v] for m in _main_measures(result, arms) if at(0.5) not in m}
-        for arm, values in by_seed.items()
-    }
-    lines += [_picture(out, f"{stem}-seeds.png", pictures.seed_points(points), "every seed as a point"), ""]
-    panels = {}
-    for kind in KINDS:
-        names = [f"{kind} {at(threshold)}" for threshold in THRESHOLDS]
-        curves = {a: [[100 * v[n] for n in names] for v in vs if names[0] in v] for a, vs in by_seed.items()}
-        curves = {arm: seeds for arm, seeds in curves.items() if seeds}
-        if curves and len(arms) <= len(pictures.COLOURS):
-            panels[kind] = curves
-    if panels:
-        figure = pictures.threshold_curves(panels)
-        lines += [_picture(out, f"{stem}-thresholds.png", figure, "AP against the threshold"), ""]
-    curves = {arm: list(result["curves"][arm].values()) for arm in arms if arm in result.get("curves", {})}
-    if curves:
-        figure = pictures.step_curves(curves, "mask AP*, points")
-        lines += [_picture(out, f"{stem}-steps.png", figure, "AP* against the training step"), ""]
-    kept = result.get("examples", {"objects": [], "arms": {}})
-    examples = {arm: kept["arms"][arm] for arm in arms if arm in kept["arms"]}
-    if examples:
-        figure = pictures.masks_side_by_side(kept["objects"], examples)
-        lines += [_picture(out, f"{stem}-masks.png", figure, "masks of the same objects, not chosen for looks"), ""]
-    maps = {arm: result["error_maps"][arm] for arm in arms if arm in result.get("error_maps", {})}
-    if maps:
-        figure = pictures.error_maps(maps, AROUND)
-        lines += [
-            _picture(out, f"{stem}-errors.png", figure, "where pixels are wrong; dashed: the object's box"),
-            "",
-        ]
-    return lines
 
 
 def _comparisons(comparisons: list[dict]) -> str:
@@ -270,14 +222,6 @@ def _rows(head: list, rows: list[list], left: int = 1) -> str:
     lines = ["| " + " | ".join(map(str, head)) + " |"]
     lines.append("|" + "---|" * left + "--:|" * (len(head) - left))
     return "\n".join(lines + ["| " + " | ".join("-" if v is None else str(v) for v in row) + " |" for row in rows])
-
-
-def _picture(out: Path, name: str, figure, words: str) -> str:
-    """Saves a figure in 256 colours, a third of the size and the same to the eye, and links it."""
-    image = Image.open(io.BytesIO(figure_png(figure))).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    with whole_file(out / "figures" / name) as temporary:
-        image.save(temporary, format="PNG", optimize=True)
-    return f"![{words}](figures/{name})"
 
 
 def _anchor(title: str) -> str:

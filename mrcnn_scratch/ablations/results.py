@@ -1,6 +1,7 @@
 """A table's results as one JSON file: the raw numbers of every run, and what follows from them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +79,11 @@ def read_results(path: Path) -> dict:
 
 def _on_photographs(table: Table) -> list[Comparison]:
     """The comparisons between arms that the photographs have too, in COCO's measures."""
-    named, made = {arm.name for arm in table.real}, {}
-    for c in table.comparisons:
-        if {c.a, c.b} <= named if isinstance(c.a, str) and isinstance(c.b, str) else False:
-            measure = c.measure.replace("AP*", "AP")
-            made[c.a, c.b, measure] = Comparison(c.a, c.b, measure, c.claim, c.margin)
-    return list(made.values())
+    if table.real_comparisons:
+        return list(table.real_comparisons)
+    named = {arm.name for arm in table.real}
+    shared = [comparison for comparison in table.comparisons if {comparison.a, comparison.b} <= named]
+    return [replace(comparison, measure=comparison.measure.replace("AP*", "AP")) for comparison in shared]
 
 
 def _compared(comparison: Comparison, runs: dict) -> dict:

@@ -26,4 +26,11 @@ TABLE = Table(
     "Depth pays after pre-training and a long schedule. From random weights on a short one nothing is claimed for it.",
     tuple(Arm(name, config=name) for name in ("R50-C4", "R101-C4", "R50-FPN", "R101-FPN", "X101-FPN")),
     "R50-FPN",
+    (
+        Comparison("R50-FPN", "R50-C4", "mask AP", paper=3.3),
+        Comparison("R101-FPN", "R101-C4", "mask AP", paper=2.7),
+        Comparison("R101-C4", "R50-C4", "mask AP", paper=2.4),
+        Comparison("R101-FPN", "R50-FPN", "mask AP", paper=1.8),
+        Comparison("X101-FPN", "R101-FPN", "mask AP", paper=1.3),
+    ),
 )

@@ -1,4 +1,4 @@
-"""The command line: ``mrcnn demo | data make | data check | train | eval | predict | bench roi``.
+"""The command line: ``mrcnn demo | data | train | eval | proposals | predict | ablate | bench``.
 
 A mistake of the user's ends in one line on standard error and exit status 2; a fault of ours keeps its traceback.
 """
@@ -12,8 +12,8 @@ import typer
 from . import ablate, bench, data, demo, evaluate, predict, proposals, train
 
 app = typer.Typer(
-    help="Mask R-CNN from scratch: make data, train, evaluate, predict.", no_args_is_help=True, add_completion=False,
-    pretty_exceptions_enable=False,
+    help="Mask R-CNN from scratch: make data, train, evaluate, predict, rerun the paper's tables.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 app.command()(demo.demo)
 app.command()(train.train)

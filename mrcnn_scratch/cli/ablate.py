@@ -106,12 +106,13 @@ def _run(names: list[str], seeds: list[int], options, out: Path, workers, thread
         Job(table.name, arm, seed, options) for table in tables for seed in seeds for arm in arms_of(table, options)
     ]
     for job in jobs:
-        job.check()
+        if job.seed == seeds[0]:
+            job.check()
     with world(options.device) as me:
-        alone = me.size > 1 or options.photographs or me.device.type == "cuda"
-        pool = dask_pool(dask) if dask else local_pool(workers or default_workers(threads or 1), threads or 1)
-        if alone and not dask:
-            pool = None
+        pool = dask_pool(dask) if dask else None  # None: one run at a time, with all there is
+        if not (dask or options.photographs or me.size > 1 or me.device.type == "cuda"):
+            pool = local_pool(workers or default_workers(threads or 1), threads or 1)
+        if pool is None:
             _set_threads(threads)
         made, failures = make_runs(jobs, out, pool, progress=me.is_main, device=str(me.device))
         if not me.is_main:
