@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from mrcnn_scratch.ablations import TABLES, load_table
+from mrcnn_scratch.ablations.cells import in_cells, model_cells, spread
 from mrcnn_scratch.ablations.geometry import Geometry, bias_and_jitter, oracle, pooling, ramp
 from mrcnn_scratch.ablations.measures import GRID, ErrorMap, example
 from mrcnn_scratch.ablations.oracle import OracleNet, answers, jitter, mask_ious, similarities
 from mrcnn_scratch.ablations.oracle_runs import Oracle, shapes
 from mrcnn_scratch.ablations.plan import EQUAL, MORE, Arm, Comparison, Part, Table, frozen
 from mrcnn_scratch.ablations.runs import Options, planned
+from mrcnn_scratch.presets import model_config
 from mrcnn_scratch.roi_ops import roi_warp
 from mrcnn_scratch.training import TrainConfig
 
@@ -73,6 +75,17 @@ def test_validation_rois_are_the_same_for_all_arms_and_seeds():
     truth = torch.cat([data[i][1]["boxes"] for i in range(4)])
     moved = (boxes[0] - truth).abs() / (truth[:, 2:] - truth[:, :2]).repeat(1, 2)
     assert 0 < moved.min() and moved.max() <= 0.1 + 1e-6 and moved.max() > 0.05
+
+
+def test_sizes_in_cells_by_hand():
+    boxes = torch.tensor([[0.0, 0, 32, 32], [0, 0, 16, 64], [10, 10, 110, 110]])
+    assert in_cells(boxes, 16).tolist() == [2, 2, 6.25]
+    c4 = model_config("tiny-c4", min_size=256, max_size=1000)  # 128 x 128 becomes 256 x 256
+    assert model_cells(boxes, (128, 128), c4).tolist() == [4, 4, 12.5]
+    large = boxes[2:].repeat(5, 1) * torch.tensor([[0.5], [1], [2.25], [4.5], [9]])  # 50, 100, 225, 450, 900 pixels
+    fpn = model_config("tiny-fpn")
+    assert model_cells(large, (999, 999), fpn).tolist() == [50 / 4, 100 / 4, 225 / 16, 450 / 32, 900 / 32]
+    assert spread([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0]) == [2, 6, 10] and spread([]) == []
 
 
 def test_jitter_moves_each_edge_by_its_own_share():

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..config import ModelConfig
 from ..evaluation import evaluate
 from ..model import build_model
 from ..presets import model_config
 from ..resume import LAST
 from ..training import TrainConfig, train
+from .cells import model_cells, object_cells
 from .measures import WEIGHTS
 from .oracle_runs import shapes
 from .plan import Arm, plain
@@ -39,7 +41,15 @@ class Detector:
     def check(self, arm: Arm) -> None:
         """Refuses settings that cannot be, before anything is run."""
         shapes(self.preset, self.val_images, "val", self.classes)
-        model_config(arm.config or self.config, **{**self.fields, **arm.fields})
+        self._model_config(arm)
+
+    def cells(self, arm: Arm) -> list[float]:
+        """See :class:`plan.Tier`."""
+        data, config = shapes(self.preset, self.val_images, "val", self.classes), self._model_config(arm)
+        return object_cells(data, lambda boxes, size: model_cells(boxes, size, config))
+
+    def _model_config(self, arm: Arm) -> ModelConfig:
+        return model_config(arm.config or self.config, **{**self.fields, **arm.fields})
 
     def run(self, arm: Arm, seed: int, on_step=None, device: str | None = None, folder=None) -> dict:
         """``{"measures"}``: AP of boxes, masks and keypoints, and AP at each threshold."""

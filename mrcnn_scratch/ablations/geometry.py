@@ -16,6 +16,7 @@ from ..batches import generator_for
 from ..config import ModelConfig
 from ..pasting import paste_masks
 from ..roi_heads import RoIHeads
+from .cells import in_cells, object_cells
 from .measures import fractions
 from .oracle import jitter, mask_ious
 from .oracle_runs import shapes
@@ -42,6 +43,12 @@ class Geometry:
         shapes(self.preset, self.images, "val", None)
         pooling(arm)
 
+    def cells(self, arm: Arm) -> list[float]:
+        """See :class:`plan.Tier`."""
+        data = shapes(self.preset, self.images, "val", None)
+        sizes = object_cells(data, lambda boxes, _: in_cells(boxes, arm.stride))
+        return [size for size in sizes if self.size[0] <= size < self.size[1]]
+
     def run(self, arm: Arm, seed: int, on_step=None, device: str | None = None, folder=None) -> dict:
         """``{"measures", "similarities"}``: AP* of the oracle, bias and jitter of the ramp."""
         data = shapes(self.preset, self.images, "val", None)
@@ -65,7 +72,7 @@ class Geometry:
     def _chosen(self, target: dict, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Masks and boxes of the objects of the wanted size that are no crowds."""
         boxes = target["boxes"]
-        cells = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).sqrt() / stride
+        cells = in_cells(boxes, stride)
         chosen = (target["iscrowd"] == 0) & (cells >= self.size[0]) & (cells < self.size[1])
         return target["masks"][chosen], boxes[chosen]
 

@@ -9,6 +9,7 @@ import torch
 from ..config import ModelConfig
 from ..datasets.shapes import ShapesDataset
 from ..training import TrainConfig, train
+from .cells import in_cells, object_cells
 from .measures import ErrorMap, example, fractions
 from .oracle import OracleNet, answers, similarities
 from .plan import Arm, frozen, plain
@@ -53,6 +54,11 @@ class Oracle:
     def check(self, arm: Arm) -> None:
         """Refuses settings that cannot be, before anything is run."""
         self.config(arm, 0)
+
+    def cells(self, arm: Arm) -> list[float]:
+        """See :class:`plan.Tier`."""
+        data = shapes(self.preset, self.val_images, "val", self.classes)
+        return object_cells(data, lambda boxes, _: in_cells(boxes, arm.stride))
 
     def net(self, arm: Arm, seed: int) -> OracleNet:
         """The arm's net at the start: shared parts have the same weights in all arms of a seed."""

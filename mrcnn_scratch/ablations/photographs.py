@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..presets import model_config
 from ..run_setup import Source, Wishes, open_data, prepare
+from .cells import model_cells, object_cells
 from .detector_runs import train_and_evaluate
 from .plan import Arm, plain
 
@@ -46,12 +48,22 @@ class Photographs:
         if "steps" not in self.training:
             config = replace(config, steps=max(1, round(config.steps * self.share)))
         keypoints = made.model.config.keypoints > 0
-        dataset = open_data(self.data, "val", validation, 0, seed, keypoints, True, root)
+        dataset = self._validation(validation, keypoints)
         if keypoints and dataset.class_names != made.dataset.class_names:  # a recipe trains keypoints on persons alone
             from ..datasets.keypoint_classes import KeypointClasses
 
             dataset = KeypointClasses(dataset)
         return train_and_evaluate(made.model, made.dataset, dataset, config, on_step, device, folder, progress=True)
+
+    def cells(self, arm: Arm) -> list[float]:
+        """See :class:`plan.Tier`."""
+        wishes = self.wishes(arm, 0)
+        config = model_config(wishes.config, **{**wishes.model_fields, "seed": 0})
+        data = self._validation(self.images and self.images[1], wishes.wants_keypoints)
+        return object_cells(data, lambda boxes, size: model_cells(boxes, size, config))
+
+    def _validation(self, images: int | None, keypoints: bool):
+        return open_data(self.data, "val", images, 0, 0, keypoints, True, self.root and Path(self.root))
 
     def wishes(self, arm: Arm, seed: int) -> Wishes:
         """The arm as ``mrcnn train`` would be asked for it.

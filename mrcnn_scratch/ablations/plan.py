@@ -42,6 +42,9 @@ class Tier(Protocol):
     def check(self, arm: Arm) -> None:
         """Raises ValueError, before anything is run, for settings that cannot be."""
 
+    def cells(self, arm: Arm) -> list[float]:
+        """Size of each validation object, in cells of the map that its RoI reads."""
+
     def facts(self) -> dict:
         """What a run depends on, for JSON."""
 

@@ -37,6 +37,9 @@ this validation set. Claims, signs and margins were written into the code before
 AP* is the mean over the thresholds .50, .55, .. .95 of the fraction of objects whose mask (or keypoints) reach them;
 @.75 is that fraction at one of them, and "{strict}" the mean from .70 on minus the mean below. Never compare these
 with an AP on COCO: compare signs, and where along the thresholds a gap sits. All numbers are in points, 0 to 100.
+
+*Cells* says how large the validation objects are for a RoI op: sqrt(area) / stride of the map that it reads, the median
+and in brackets what 80 % lie between. COCO at 800 pixels and stride 16: small below 3.3, medium 3.3 to 10.
 """
 
 
@@ -122,12 +125,18 @@ def _ours(result: dict, arms: list[str]) -> str:
     rows = []
     for arm in arms:
         values = result["arms"][arm].values()
-        row = [arm, len(values)]
+        row = [arm, _sizes(result, arm), len(values)]
         for measure in measures:
             numbers = [v[measure] for v in values if measure in v]
             row.append(_cell(numbers, measure))
         rows.append(row)
-    return _rows(["", "seeds", *measures], rows)
+    return _rows(["", "cells", "seeds", *measures], rows)
+
+
+def _sizes(result: dict, arm: str) -> str:
+    """``3.2 (2.6-4.9)``: median, and the sizes between which 80 % of the objects are."""
+    sizes = result.get("cells", {}).get(arm)
+    return f"{sizes[1]:.1f} ({sizes[0]:.1f}–{sizes[2]:.1f})" if sizes else "-"
 
 
 def _cell(numbers: list[float], measure: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import whole_file
+from .cells import spread
 from .measures import credit_of
 from .plan import Comparison, Table
 from .runs import Job, Options, arms_of, load, planned
@@ -48,6 +49,7 @@ def write_results(
         "preset": options.data or protocols[0].get("preset"),
         "protocols": protocols,
         "protocol_of": {arm: protocols.index(fact) for arm, fact in facts.items()},
+        "cells": {arm: spread(planned(table, arm, options)[0].cells(planned(table, arm, options)[1])) for arm in runs},
         "arms": {arm: {seed: run["measures"] for seed, run in by_seed.items()} for arm, by_seed in runs.items()},
         "comparisons": [_compared(comparison, runs) for comparison in comparisons],
         "curves": _first(runs, "curve", every_seed=True),
