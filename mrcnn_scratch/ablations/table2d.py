@@ -40,9 +40,9 @@ TABLE = Table(
         Comparison(_gap(NO_LEARNING, 16), _gap(NO_LEARNING, 4), "mask AP*", NONE),
         *(Comparison(DETECTORS[1].name, DETECTORS[0].name, measure, paper=paper) for measure, paper in PAPER),
     ),
-    "The gap grows with the stride as long as the map can draw the object at all. At stride 32 these are about two cells "
-    "wide: RoIAlign too brings few of them above .75, and the gap closes again. That RoIAlign at stride 32 beats stride "
-    "16, as in the paper, needs a deep C5, pre-trained: not claimed.",
+    "The gap grows with the stride as long as the map can draw the object at all. At stride 32 these are about two "
+    "cells wide: RoIAlign too brings few of them above .75, and the gap closes again. That RoIAlign at stride 32 beats "
+    "stride 16, as in the paper, needs a deep C5, pre-trained: not claimed.",
     tuple(Arm(name, fields) for name, fields in OPS.items()),
     "R50-C5",
     tuple(Comparison("RoIAlign", "RoIPool", measure, paper=paper) for measure, paper in PAPER),

@@ -75,7 +75,8 @@ def difference_forest(comparisons: list[dict], title: str = "") -> Figure:
             axes.plot(comparison["paper"], row, marker="x", markersize=6, color=INK, zorder=5)
     axes.set_yticks(range(len(rows)), [textwrap.fill(c["label"], 62) for c in rows], fontsize=7.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("difference in points of AP; x: the paper's, on COCO")
+    papers = any(comparison.get("paper") is not None for comparison in rows)
+    axes.set_xlabel("difference in points of AP" + "; x: the paper's, on COCO" * papers)
     axes.grid(axis="x")
     axes.tick_params(left=False)
     for word, colour in VERDICTS.items():
