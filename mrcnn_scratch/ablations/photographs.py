@@ -1,10 +1,10 @@
 """The same tables on COCO, or any COCO-format folder: the paper's models by the paper's recipe."""
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
-from ..presets import model_config
-from ..run_setup import Source, Wishes, open_data, prepare
+from ..run_setup import Source, Wishes, model_config_of, open_data, prepare
 from .cells import model_cells, object_cells
 from .detector_runs import train_and_evaluate
 from .plan import Arm, plain
@@ -48,22 +48,16 @@ class Photographs:
         if "steps" not in self.training:
             config = replace(config, steps=max(1, round(config.steps * self.share)))
         keypoints = made.model.config.keypoints > 0
-        dataset = self._validation(validation, keypoints)
-        if keypoints and dataset.class_names != made.dataset.class_names:  # a recipe trains keypoints on persons alone
-            from ..datasets.keypoint_classes import KeypointClasses
-
-            dataset = KeypointClasses(dataset)
+        dataset = validation_data(self.data, self.root, validation, keypoints, wishes.recipe_style is not None)
         return train_and_evaluate(made.model, made.dataset, dataset, config, on_step, device, folder, progress=True)
 
     def cells(self, arm: Arm) -> list[float]:
         """See :class:`plan.Tier`."""
         wishes = self.wishes(arm, 0)
-        config = model_config(wishes.config, **{**wishes.model_fields, "seed": 0})
-        data = self._validation(self.images and self.images[1], wishes.wants_keypoints)
+        images = self.images and self.images[1]
+        data = validation_data(self.data, self.root, images, wishes.wants_keypoints, wishes.recipe_style is not None)
+        config = model_config_of(wishes, data, None)
         return object_cells(data, lambda boxes, size: model_cells(boxes, size, config))
-
-    def _validation(self, images: int | None, keypoints: bool):
-        return open_data(self.data, "val", images, 0, 0, keypoints, True, self.root and Path(self.root))
 
     def wishes(self, arm: Arm, seed: int) -> Wishes:
         """The arm as ``mrcnn train`` would be asked for it.
@@ -78,3 +72,14 @@ class Photographs:
         wishes = Wishes(arm.config or self.config, None, masks, keypoints, None, model, training)
         wishes.check()
         return wishes
+
+
+@lru_cache(maxsize=2)
+def validation_data(data: str, root: str | None, images: int | None, keypoints: bool, by_recipe: bool):
+    """The validation images of all arms, opened once; by a recipe keypoints are of the classes that have them alone."""
+    dataset = open_data(data, "val", images, 0, 0, keypoints, True, root and Path(root))
+    if keypoints and by_recipe:
+        from ..datasets.keypoint_classes import KeypointClasses
+
+        return KeypointClasses(dataset)
+    return dataset

@@ -9,6 +9,7 @@ import numpy as np
 from ..files import whole_file
 from ..visualize import ablations as pictures
 from . import TABLES
+from .cells import IMAGES
 from .measures import STRICT
 from .plan import EQUAL, NONE
 from .report_figures import first_run, main_measures, part_figures, save_figure
@@ -39,7 +40,8 @@ AP* is the mean over the thresholds .50, .55, .. .95 of the fraction of objects 
 with an AP on COCO: compare signs, and where along the thresholds a gap sits. All numbers are in points, 0 to 100.
 
 *Cells* says how large the validation objects are for a RoI op: sqrt(area) / stride of the map that it reads, the median
-and in brackets what 80 % lie between. COCO at 800 pixels and stride 16: small below 3.3, medium 3.3 to 10.
+and in brackets what 80 % lie between, over at most {images} images. COCO at 800 pixels and stride 16: small below 3.3,
+medium 3.3 to 10.
 """
 
 
@@ -54,7 +56,7 @@ def write_report(out: Path) -> Path:
         raise ValueError(f"{out} holds no results: make some with mrcnn ablate table2c --out {out}")
     results = [read_results(path) for path in found]
     sections = [_section(result, out) for result in results]
-    text = "\n".join([HEAD.format(summary=_summary(results), strict=STRICT), *sections, _papers_own()])
+    text = "\n".join([HEAD.format(summary=_summary(results), strict=STRICT, images=IMAGES), *sections, _papers_own()])
     with whole_file(out / "REPORT.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     return out / "REPORT.md"
@@ -205,9 +207,11 @@ def _made_by(result: dict) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result.get("versions", {}).items() if number)
     changed = ", with uncommitted changes" if result.get("changed") else ""
     device = ", ".join(str(part) for part in result.get("device", {}).values())
+    others = f" (some runs at {result['mixed'] - 1} other commits or machines)" if "mixed" in result else ""
     return (
-        f"Made by `{result['command']}` at commit {result.get('commit')}{changed}, in {result.get('seconds')} s on "
-        f"{device}; {versions}."
+        f"Made by `{result['command']}` at commit {result.get('commit')}{changed}{others}: runs of "
+        f"{result.get('run_seconds')} s in all, {result.get('seconds')} s by the clock for the last command that made "
+        f"any, on {device}; {versions}."
     )
 
 

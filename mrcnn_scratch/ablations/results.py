@@ -36,7 +36,8 @@ def write_results(
         for arm in arms_of(table, options)
     }
     comparisons = table.comparisons if not options.photographs else _on_photographs(table)
-    facts = {arm: planned(table, arm, options)[0].facts() for arm in runs}
+    plans = {arm: planned(table, arm, options) for arm in runs}
+    facts = {arm: tier.facts() for arm, (tier, _) in plans.items()}
     protocols = [fact for number, fact in enumerate(facts.values()) if fact not in list(facts.values())[:number]]
     content = {
         "table": table.name,
@@ -49,7 +50,7 @@ def write_results(
         "preset": options.data or protocols[0].get("preset"),
         "protocols": protocols,
         "protocol_of": {arm: protocols.index(fact) for arm, fact in facts.items()},
-        "cells": {arm: spread(planned(table, arm, options)[0].cells(planned(table, arm, options)[1])) for arm in runs},
+        "cells": {name: spread(tier.cells(arm)) for name, (tier, arm) in plans.items()},
         "arms": {arm: {seed: run["measures"] for seed, run in by_seed.items()} for arm, by_seed in runs.items()},
         "comparisons": [_compared(comparison, runs) for comparison in comparisons],
         "curves": _first(runs, "curve", every_seed=True),
