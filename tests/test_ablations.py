@@ -1,10 +1,12 @@
 """The ablation lab's arms: paired by seed, measured alike, and in the paper's order."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from command import mrcnn
 
 from mrcnn_scratch.ablations import TABLES, load_table
 from mrcnn_scratch.ablations.cells import in_cells, model_cells, spread
@@ -86,6 +88,24 @@ def test_sizes_in_cells_by_hand():
     fpn = model_config("tiny-fpn")
     assert model_cells(large, (999, 999), fpn).tolist() == [50 / 4, 100 / 4, 225 / 16, 450 / 32, 900 / 32]
     assert spread([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0]) == [2, 6, 10] and spread([]) == []
+
+
+def test_sizes_on_photographs_are_of_the_recipes_classes_and_size(tmp_path):
+    assert mrcnn("data", "make", tmp_path, "--train", 2, "--val", 6) == 0
+    sizes = {}
+    for name in ("table2c", "table6"):
+        table = load_table(name)
+        tier, arm = planned(table, table.real[0].name, Options(data=str(tmp_path)))
+        sizes[name] = (tier.cells(arm), model_config(tier.config).strides)
+    content = json.loads((tmp_path / "annotations" / "instances_val.json").read_text())
+    heights = {image["id"]: min(image["height"], image["width"]) for image in content["images"]}
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    plain = [a for a in content["annotations"] if not a["iscrowd"]]
+    persons = [a for a in plain if names[a["category_id"]] == "person"]
+    assert 0 < len(persons) == len(sizes["table6"][0]) < len(plain) == len(sizes["table2c"][0])
+    box = plain[0]["bbox"]
+    edge = (box[2] * box[3]) ** 0.5 * 800 / heights[plain[0]["image_id"]]
+    assert sizes["table2c"][0][0] == pytest.approx(edge / 16, rel=0.01) and sizes["table2c"][1] == (16,)
 
 
 def test_jitter_moves_each_edge_by_its_own_share():
