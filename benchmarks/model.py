@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,12 +24,19 @@ from benchmarks.model_pair import loss_difference, make_pair, picture, same_dete
 from benchmarks.results import check_folder
 from benchmarks.timing import CpuClock, CudaClock, digits, ratios, spread, take_turns
 from mrcnn_scratch.files import whole_file
+from mrcnn_scratch.precision import HALF, autocast
 
 PROGRAM = "python -m benchmarks.model"
 NEEDED = {("R50-FPN", "inference"): 1.4, ("R50-FPN", "training step"): 1.5}  # times faster than torchvision, on a CPU
 MEMORY_NEEDED = 1.1  # of a training step, times torchvision's
 DIFFERENCES = {"pixels": 1e-2, "score": 1e-4, "mask": 1e-4, "losses": 1e-3}  # more is wrong
-SIZES = {"inference": (800, 1066), "training step": (512, 512)}
+# of products of 10 or 7 bits: which of two like boxes is kept is a matter of rounding
+ROUNDED, ROUNDED_REACH = {"losses": 0.1}, 2.0
+SIZES = {  # images of a call, height, width
+    "cpu": {"inference": (1, 800, 1066), "training step": (1, 512, 512)},
+    "cuda": {"inference": (1, 800, 1066), "training step": (2, 800, 1066)},
+}
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 def parser(program: str) -> argparse.ArgumentParser:
@@ -36,6 +44,8 @@ def parser(program: str) -> argparse.ArgumentParser:
     of = argparse.ArgumentParser(program, description=__doc__.split(":")[0] + ".")
     of.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default: cpu)")
     of.add_argument("--models", nargs="+", default=["R50-FPN"], choices=("R50-FPN", "R101-FPN"))
+    of.add_argument("--precisions", nargs="+", default=["float32"], choices=PRECISIONS,
+                    help="of products: tf32 on a GPU, bfloat16 by autocast (default: float32)")  # fmt: skip
     of.add_argument("--threads", type=int, default=2, help="of torch and Numba (default: 2)")
     of.add_argument("--repeats", type=int, help="rounds of measuring (default: 7; 25 on a GPU)")
     of.add_argument("--quick", action="store_true", help="a small image and one round: to try the benchmark")
@@ -74,9 +84,12 @@ def _run(options, command: str) -> int:
     began, cases = time.perf_counter(), []
     for name in options.models:
         pair = make_pair(name, device)
-        for job in SIZES:
-            cases.append(measure(pair, name, job, device, clock, rounds, options.quick))
-            print(_line(cases[-1]), file=sys.stderr, flush=True)
+        for precision in options.precisions:
+            for job, size in SIZES[options.device].items():
+                size = (size[0], 128, 160) if options.quick else size
+                with products(precision, device):
+                    cases.append(measure(pair, name, job, size, precision, device, clock, rounds, options.quick))
+                print(_line(cases[-1]), file=sys.stderr, flush=True)
         if options.device == "cpu":
             cases[-1]["memory_mb"] = {who: _memory(name, who, options) for who in ("torchvision", "ours")}
     report = {
@@ -92,35 +105,67 @@ def _run(options, command: str) -> int:
     return 0 if all(case["agrees"] for case in cases) else 1
 
 
-def measure(pair, name: str, job: str, device, clock, rounds: int, quick: bool) -> dict:
+@contextmanager
+def products(precision: str, device: torch.device):
+    """How convolutions and matrix products are computed: float32 means float32, on a GPU too."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = precision == "tf32"
+        with autocast(precision if precision in HALF else "float32", device):
+            yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+def measure(pair, name: str, job: str, size, precision: str, device, clock, rounds: int, quick: bool) -> dict:
     """One job of both models, in turns, after their results were compared."""
-    height, width = (128, 160) if quick else SIZES[job]
-    image, target = picture(height, width, device), truth(height, width, device)
-    for model, size in ((pair.ours, height), (pair.theirs, height)):
-        _take_as_it_is(model, size)
-    training = job == "training step"
+    count, height, width = size
+    images = [picture(height, width, device)] * count
+    targets = [truth(height, width, device)] * count
+    for model in (pair.ours, pair.theirs):
+        _take_as_it_is(model, height)
+    training, exact = job == "training step", precision == "float32"
     for model in (pair.ours, pair.theirs):
         model.train(training)
     if training:
-        differences = {"losses": loss_difference(pair, image, target)}
+        differences = {"losses": loss_difference(pair, images, targets)}
     else:
         with torch.inference_mode():
-            differences = same_detections(pair.ours([image])[0], pair.theirs([image])[0])
-    calls = {who: _job(model, image, target, training)
+            reach = DIFFERENCES["pixels"] if exact else ROUNDED_REACH
+            differences = same_detections(pair.ours(images)[0], pair.theirs(images)[0], reach)
+    calls = {who: _job(model, images, targets, training)
              for who, model in (("torchvision", pair.theirs), ("ours", pair.ours))}  # fmt: skip
-    for call in calls.values():
-        call()
+    memory = {who: _gpu_megabytes(call, device) for who, call in calls.items()}
     plans = {who: clock.plan(call, waits=True) for who, call in calls.items()}
     readings = take_turns(calls, plans, dict.fromkeys(calls, rounds), clock)
     times = {who: [reading.ms for reading in measured] for who, measured in readings.items()}
-    agrees = all(differences.get(key, 0) <= bound for key, bound in DIFFERENCES.items())
-    agrees &= training or differences["paired"] >= max(1, 0.97 * differences["detections"])
+    agrees = all(differences.get(key, 0) <= bound for key, bound in (DIFFERENCES if exact else ROUNDED).items())
+    agrees &= training or not exact or differences["paired"] >= max(1, 0.97 * differences["detections"])
     return {
-        "model": name, "job": job, "image": [height, width], "agrees": bool(agrees), "differences": differences,
+        "model": name, "job": job, "precision": precision, "images": count, "image": [height, width],
+        "agrees": bool(agrees), "differences": differences,
         "ms": {who: spread(values) for who, values in times.items()},
+        "images_per_second": {who: digits(count * 1e3 / spread(values)["median"]) for who, values in times.items()},
         "ratio": spread(ratios(times["torchvision"], times["ours"])), "rounds": rounds,
-        "needed": None if quick or device.type != "cpu" else NEEDED.get((name, job)),
+        "needed": None if quick or device.type != "cpu" or not exact else NEEDED.get((name, job)),
+        **({"memory_mb": memory} if device.type == "cuda" else {}),
     }  # fmt: skip
+
+
+def _gpu_megabytes(call, device: torch.device) -> float | None:
+    """Calls twice. The most GPU memory that was taken meanwhile, weights and gradients of both models included."""
+    if device.type != "cuda":
+        call()
+        return None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    call()
+    torch.cuda.synchronize(device)
+    return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
 
 
 def _take_as_it_is(model, size: int) -> None:
@@ -131,19 +176,19 @@ def _take_as_it_is(model, size: int) -> None:
         model.config = model.config.with_fields(min_size=size, max_size=1333)
 
 
-def _job(model, image, target: dict, training: bool):
+def _job(model, images: list, targets: list[dict], training: bool):
     if not training:
 
         @torch.inference_mode()
         def detect():
-            return model([image])
+            return model(images)
 
         return detect
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-6, momentum=0.9)
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        sum(model([image], [dict(target)]).values()).backward()
+        sum(model(images, [dict(target) for target in targets]).values()).backward()
         optimizer.step()
 
     return step
@@ -153,10 +198,12 @@ def peak_megabytes(name: str, who: str, quick: bool) -> float:
     """The largest resident memory of this process over two training steps of one of the models, in MB."""
     device = torch.device("cpu")
     pair = make_pair(name, device, only=who)
-    height, width = (128, 160) if quick else SIZES["training step"]
+    count, height, width = SIZES["cpu"]["training step"]
+    height, width = (128, 160) if quick else (height, width)
     model = pair.ours if who == "ours" else pair.theirs
     _take_as_it_is(model, height)
-    step = _job(model.train(), picture(height, width, device), truth(height, width, device), training=True)
+    images, targets = [picture(height, width, device)] * count, [truth(height, width, device)] * count
+    step = _job(model.train(), images, targets, training=True)
     step()
     step()
     status = Path("/proc/self/status")
@@ -177,20 +224,22 @@ def _memory(name: str, who: str, options) -> float:
 
 
 def _line(case: dict) -> str:
-    return f"{case['model']} {case['job']}: {digits(case['ratio']['median'], 3)} x torchvision"
+    return f"{case['model']} {case['job']}, {case['precision']}: {digits(case['ratio']['median'], 3)} x torchvision"
 
 
 def markdown(report: dict) -> str:
     """A page with a table: what was measured, what must be reached."""
+    machine_name = report["machine"].get("gpu", {}).get("name") or report["machine"]["processor"]
     head = (
-        f"# Whole models on {report['machine']['processor'] if report['device'] == 'cpu' else report['device']}\n\n"
+        f"# Whole models on {machine_name}\n\n"
         f"`{report['command']}`, {report['date']}, {report['seconds']:.0f} s, commit {report['commit']}"
         f"{' with changes' * report['changed']}, {report['threads']} threads, torch {report['versions']['torch']}, "
         f"torchvision {report['versions']['torchvision']}.{' Toy sizes.' * report['quick']}\n\n"
         "x: how many times faster than torchvision with the same weights on the same image, the median over rounds "
         "with quartiles. Random weights; norms frozen on both sides.\n\n"
-        "| model | job | image | torchvision ms | ours ms | x | needed | largest differences |\n"
-        "|---|---|---|--:|--:|--:|--:|---|\n"
+        "| model | job | images | products in | torchvision ms | ours ms | ours, images a second | x | needed | "
+        "largest differences |\n"
+        "|---|---|---|---|--:|--:|--:|--:|--:|---|\n"
     )
     rows, memory = [], []
     for case in report["cases"]:
@@ -198,16 +247,19 @@ def markdown(report: dict) -> str:
         told = ", ".join(f"{key} {value:.2g}" if isinstance(value, float) else f"{key} {value}"
                          for key, value in case["differences"].items())  # fmt: skip
         rows.append(
-            f"| {case['model']} | {case['job']} | {case['image'][0]} x {case['image'][1]} | "
-            f"{ms['torchvision']['median']:.0f} | {ms['ours']['median']:.0f} | **{ratio['median']:.3g}** "
+            f"| {case['model']} | {case['job']} | {case['images']} of {case['image'][0]} x "
+            f"{case['image'][1]} | {case['precision']} | {ms['torchvision']['median']:.3g} | "
+            f"{ms['ours']['median']:.3g} | {case['images_per_second']['ours']:.3g} | **{ratio['median']:.3g}** "
             f"({ratio['q1']:.3g} to {ratio['q3']:.3g}) | {case['needed'] or ''} | "
             f"{told if case['agrees'] else '**wrong**: ' + told} |"
         )
         if "memory_mb" in case:
             mb = case["memory_mb"]
+            most = f" (at most {MEMORY_NEEDED})" if report["device"] == "cpu" else ", both models' weights included"
             memory.append(
-                f"\nPeak memory of two training steps, {case['model']}: {mb['ours']:.0f} MB, torchvision "
-                f"{mb['torchvision']:.0f} MB: {mb['ours'] / mb['torchvision']:.2f} times (at most {MEMORY_NEEDED})."
+                f"\nPeak memory of two calls, {case['model']}, {case['job']}, {case['precision']}: "
+                f"{mb['ours']:.0f} MB, torchvision {mb['torchvision']:.0f} MB: "
+                f"{mb['ours'] / mb['torchvision']:.2f} times{most}."
             )
     return head + "\n".join(rows) + "\n" + "\n".join(memory) + "\n"
 

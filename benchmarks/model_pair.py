@@ -83,14 +83,16 @@ def truth(height: int, width: int, device: torch.device) -> dict:
     return {name: value.to(device) for name, value in target.items()}
 
 
-def same_detections(ours: dict, theirs: dict) -> dict:
-    """How many detections have a partner of their label within 0.01 px, and how far these are apart at most."""
+def same_detections(ours: dict, theirs: dict, reach: float = 1e-2) -> dict:
+    """How many detections have a partner of their label within `reach` px, and how far these are apart at most."""
     if not len(theirs["boxes"]) == len(ours["boxes"]) > 0:
         return {"detections": len(theirs["boxes"]), "paired": 0}
     gap = (ours["boxes"][:, None] - theirs["boxes"]).abs().amax(dim=2)
     gap[ours["labels"][:, None] != theirs["labels"]] = torch.inf
     best, index = gap.min(dim=1)
-    paired = best <= 1e-2
+    paired = best <= reach
+    if not paired.any():
+        return {"detections": len(theirs["boxes"]), "paired": 0}
     return {
         "detections": len(theirs["boxes"]), "paired": int(paired.sum()), "pixels": float(best[paired].max()),
         "score": float((ours["scores"] - theirs["scores"][index])[paired].abs().max()),
@@ -98,11 +100,11 @@ def same_detections(ours: dict, theirs: dict) -> dict:
     }  # fmt: skip
 
 
-def loss_difference(pair: Pair, image: torch.Tensor, target: dict) -> float:
+def loss_difference(pair: Pair, images: list[torch.Tensor], targets: list[dict]) -> float:
     """The largest relative difference of a loss, with the same sampled anchors and RoIs."""
     names = {"loss_rpn_box": "loss_rpn_box_reg", "loss_box": "loss_box_reg"}
     first = mock.patch.object(torch, "randperm", lambda n, **more: torch.arange(n, device=more.get("device")))
     with first, torch.no_grad():
-        theirs, ours = pair.theirs([image], [dict(target)]), pair.ours([image], [dict(target)])
+        theirs, ours = (model(images, [dict(each) for each in targets]) for model in (pair.theirs, pair.ours))
     pairs = [(float(loss), float(theirs[names.get(name, name)])) for name, loss in ours.items()]
     return max(abs(a - b) / abs(b) for a, b in pairs)

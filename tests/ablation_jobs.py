@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mrcnn_scratch.ablations.runs import Options
+
 
 @dataclass(frozen=True)
 class FakeJob:
@@ -20,6 +22,7 @@ class FakeJob:
     notes: str = ""  # a folder, where each start leaves a file
     seconds: float = 0.0
     table: str = "fake"
+    options: Options = Options()
 
     def path(self, out: Path) -> Path:
         return Path(out) / "runs" / f"{self.arm}-{self.seed}.json"
@@ -40,7 +43,7 @@ class FakeJob:
             raise RuntimeError(f"arm {self.arm} went wrong")
         if self.does == "die" or self.does == "die once" and first:
             os.kill(os.getpid(), signal.SIGKILL)
-        return {"measures": {"mask AP*": 0.1 * self.seed}}
+        return {"measures": {"mask AP*": 0.1 * self.seed}, "computed on": device}
 
 
 def starts(notes: Path) -> dict[str, int]:

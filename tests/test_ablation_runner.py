@@ -38,6 +38,15 @@ def test_results_are_saved_and_not_made_twice(pool, tmp_path):
     assert sum(starts(tmp_path / "notes").values()) == 3
 
 
+@pytest.mark.parametrize("pool", [None, local_pool(1)], ids=["in this process", "another process"])
+def test_runs_compute_where_they_are_told_and_else_where_their_options_say(pool, tmp_path):
+    """In processes of their own too: several runs share a GPU with --workers."""
+    jobs = jobs_of(tmp_path / "notes", count=2, options=Options(device="cpu"))
+    make_runs(jobs[:1], tmp_path, pool, progress=False, device="meta")
+    make_runs(jobs[1:], tmp_path, pool, progress=False)
+    assert [load(job, tmp_path)["computed on"] for job in jobs] == ["meta", "cpu"]
+
+
 @pytest.mark.parametrize("pool", [None, local_pool(2)], ids=["in this process", "two processes"])
 def test_a_run_that_crashes_is_reported_and_loses_no_other(pool, tmp_path):
     jobs = jobs_of(tmp_path / "notes", {0: "raise"})

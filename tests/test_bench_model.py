@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks/ is no part of the package
@@ -23,7 +24,16 @@ def test_a_quick_run_compares_measures_and_writes(tmp_path, capsys):
     assert all(case["ratio"]["median"] > 0 and case["needed"] is None for case in report["cases"])
     assert set(train["memory_mb"]) == {"torchvision", "ours"} and min(train["memory_mb"].values()) > 100
     page = (tmp_path / "model-cpu-quick.md").read_text()
-    assert page in capsys.readouterr().out and "| R50-FPN | training step | 128 x 160 |" in page
+    assert page in capsys.readouterr().out and "| R50-FPN | training step | 1 of 128 x 160 | float32 |" in page
+
+
+def test_in_mixed_precision(tmp_path):
+    words = ["--quick", "--threads", 1, "--precisions", "bfloat16", "--out", tmp_path]
+    assert mrcnn("bench", "model", *words) == 0
+    cases = json.loads((tmp_path / "model-cpu-quick.json").read_text())["cases"]
+    assert [case["precision"] for case in cases] == ["bfloat16", "bfloat16"] and all(case["agrees"] for case in cases)
+    assert 1e-5 < cases[1]["differences"]["losses"]  # of the same order as rounding: it was not float32
+    assert cases[1]["images_per_second"]["ours"] == pytest.approx(1e3 / cases[1]["ms"]["ours"]["median"], rel=1e-3)
 
 
 def test_another_models_detections_do_not_pass_as_the_same():

@@ -44,7 +44,7 @@ def make_runs(
         pool: makes an executor like those of ``concurrent.futures``: processes of this machine, a cluster's; made
             anew when one breaks. None runs one after the other in this process.
         progress: show a bar with the time left.
-        device: of runs in this process; others take the jobs' own.
+        device: where each run computes, in whichever process; None: the jobs' own.
 
     Returns:
         how many were made, and the runs that failed; the others are saved.
@@ -88,7 +88,7 @@ def _outcomes(jobs: list[Job], out: Path, pool, device: str | None) -> Iterator[
         alone = bool(suspects)  # a process that dies takes the pool along: who did it shows when each is run alone
         queue = deque([suspects.popleft()]) if alone else waiting
         with _executor(pool) as executor:
-            for job, outcome in _fed(executor, queue):
+            for job, outcome in _fed(executor, queue, device):
                 if outcome is not None:
                     yield job, outcome
                     continue
@@ -100,14 +100,14 @@ def _outcomes(jobs: list[Job], out: Path, pool, device: str | None) -> Iterator[
         suspects += queue if alone else ()  # not even sent: the pool was broken before
 
 
-def _fed(executor: Executor, waiting: deque[Job]) -> Iterator[tuple[Job, dict | Failure | None]]:
+def _fed(executor: Executor, waiting: deque[Job], device: str | None) -> Iterator[tuple[Job, dict | Failure | None]]:
     """Takes jobs from the queue, as many at once as there is room for; None for one under which the pool broke."""
     room, pending, broken = getattr(executor, "room", len(waiting)), {}, False
     while True:
         while waiting and not broken and len(pending) < room:
             job = waiting.popleft()
             try:
-                pending[executor.submit(_tried, job)] = job
+                pending[executor.submit(_tried, job, None, device)] = job
             except BrokenExecutor:
                 broken = True
                 waiting.appendleft(job)
@@ -141,7 +141,7 @@ def _executor(pool) -> Iterator[Executor]:
 
 def _tried(job: Job, folder: Path | None = None, device: str | None = None) -> dict | Failure:
     """Runs a job, in whatever process this is."""
-    began = time.perf_counter()
+    began, device = time.perf_counter(), device or job.options.device
     try:
         result = job.run(_ask_to_stop, folder, device)
         return result | {"seconds": round(time.perf_counter() - began, 1), "made": made_by(device)}

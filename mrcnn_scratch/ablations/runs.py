@@ -11,6 +11,7 @@ from .. import __version__
 from ..files import whole_file
 from ..provenance import commit, processor, versions
 from . import load_table
+from .detector_runs import Detector
 from .photographs import Photographs
 from .plan import Arm, Table, Tier
 
@@ -23,7 +24,7 @@ class Options:
 
     data: str | None = None  # None: the table's own | "shapes:NAME" | a COCO-format folder | "coco"
     root: str | None = None  # of "coco"
-    config: str | None = None  # a named model, on photographs
+    config: str | None = None  # a named model, for whole detectors whose arm names none
     fields: dict = field(default_factory=dict)  # of the model's configuration, in every arm
     training: dict = field(default_factory=dict)  # of the training's
     backbone_weights: str | None = None  # ImageNet's, on photographs
@@ -102,6 +103,8 @@ def planned(table: Table, name: str, options: Options) -> tuple[Tier, Arm]:
     tier, changes = part.tier, {}
     if options.data:
         changes |= {"preset": options.data.removeprefix("shapes:")}
+    if options.config and isinstance(tier, Detector):
+        changes |= {"config": options.config}
     if hasattr(tier, "train"):
         train = replace(tier.train, **options.training)
         if "steps" not in options.training:

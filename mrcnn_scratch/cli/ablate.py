@@ -13,6 +13,8 @@ from .options import Device, Root, Setting, check_device, check_folder, interrup
 
 QUICK = 0.3  # of the steps
 _DATA = "Other data than the table's: shapes:NAME, a COCO-format folder, or coco with --root: photographs."
+_CONFIG = "The model of arms that name none, where whole detectors run."
+_WORKERS = "Runs side by side; by default one a core, and one on a GPU."
 _SEEDS = "Which seeds instead, such as 5 6 7."
 
 
@@ -26,11 +28,11 @@ def ablate(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
     data: Annotated[str | None, typer.Option(help=_DATA)] = None,
     root: Root = None,
-    config: Annotated[str | None, typer.Option(help="On photographs: the model, by default the paper's.")] = None,
+    config: Annotated[str | None, typer.Option(help=_CONFIG)] = None,
     backbone_weights: Annotated[str | None, typer.Option(help="On photographs: to start from.")] = None,
     images: Annotated[str | None, typer.Option(help="Training and validation images at most, such as 800,150.")] = None,
     settings: Setting = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs side by side; by default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help=_WORKERS)] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of a run (1; on photographs torch decides).")] = None,
     dask: Annotated[str | None, typer.Option(help="A Dask scheduler's address, to run on its workers.")] = None,
     device: Device = None,
@@ -61,9 +63,21 @@ def ablate(
 
 
 def _check(options) -> None:
-    for name in ("root", "config", "backbone_weights"):
+    for name in ("root", "backbone_weights"):
         if getattr(options, name) and not options.photographs:
             raise ValueError(f"--{name.replace('_', '-')} goes with photographs: --data FOLDER, or --data coco")
+
+
+def _check_config(tables, options) -> None:
+    """Refuses a model where no arm would take it."""
+    from ..ablations.detector_runs import Detector
+
+    tiers = [part.tier for table in tables for part in table.parts]
+    if options.config and not options.photographs and not any(isinstance(tier, Detector) for tier in tiers):
+        raise ValueError(
+            f"--config {options.config}: no arm of {tables[0].name} on the embedded data is a whole detector; leave it "
+            "out, or name photographs: --data FOLDER, or --data coco"
+        )
 
 
 def _two(images: str | None) -> tuple[int, int] | None:
@@ -102,6 +116,7 @@ def _run(names: list[str], seeds: list[int], options, out: Path, workers, thread
     began = time.perf_counter()
     tables = [load_table(name) for name in names]
     tables = [table for table in tables if table.real or not options.photographs or len(tables) == 1]
+    _check_config(tables, options)
     jobs = [
         Job(table.name, arm, seed, options) for table in tables for seed in seeds for arm in arms_of(table, options)
     ]
@@ -110,11 +125,11 @@ def _run(names: list[str], seeds: list[int], options, out: Path, workers, thread
             job.check()
     with world(options.device) as me:
         pool = dask_pool(dask) if dask else None  # None: one run at a time, with all there is
-        if not (dask or options.photographs or me.size > 1 or me.device.type == "cuda"):
+        if not (dask or options.photographs or me.size > 1 or (me.device.type == "cuda" and not workers)):
             pool = local_pool(workers or default_workers(threads or 1), threads or 1)
         if pool is None:
             _set_threads(threads)
-        made, failures = make_runs(jobs, out, pool, progress=me.is_main, device=str(me.device))
+        made, failures = make_runs(jobs, out, pool, me.is_main, None if dask else str(me.device))
         if not me.is_main:
             return
         for table in tables:
