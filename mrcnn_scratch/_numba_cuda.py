@@ -20,8 +20,10 @@ if not hasattr(np, "row_stack"):
 
 from numba import cuda  # noqa: E402
 
+from . import _cuda_launch  # noqa: E402
+
 # a handful of RoIs is a small grid, and the last step of NMS is a single block by design
-warnings.filterwarnings("ignore", message=r"Grid size \d+ will likely result in GPU under-utilization")
+warnings.filterwarnings("ignore", message=r"(\x1b\[\d*m)?Grid size \d+ will likely result in GPU under-utilization")
 
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 INSTALL = 'pip install "mrcnn_scratch[cuda]"'
@@ -87,8 +89,11 @@ def launch(kernel, blocks: int, threads: int, *arguments) -> None:
         return
     place = next(a.device for a in arguments if isinstance(a, Tensor))
     with torch.cuda.device(place):
-        stream = _stream(place.index, torch.cuda.current_stream(place).cuda_stream)
-        kernel[blocks, threads, stream](*map(_argument, arguments))
+        pointer = torch.cuda.current_stream(place).cuda_stream
+        if _cuda_launch.available():
+            _cuda_launch.start(kernel, blocks, threads, pointer, arguments)
+        else:
+            kernel[blocks, threads, _stream(place.index, pointer)](*map(_argument, arguments))
 
 
 @functools.cache

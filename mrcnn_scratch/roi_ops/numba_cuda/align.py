@@ -57,7 +57,7 @@ def transfer(T, channels_last: bool, backward: bool):
 def mean_kernel(T, channels_last: bool, ratio: int, backward: bool):
     """kernel(features, boxes, out), or backward: kernel(gradient of out, boxes, gradient of the features, zeros)."""
     # cells and weights of merged samples live in registers: two samples per axis at most
-    group = ratio if ratio in (1, 2) else 2 if channels_last else 1
+    group = ratio if ratio in (1, 2) else 2 if channels_last or backward else 1
     cells, hoisted = 2 * group, ratio == group
     share, work, bins, layout = roi_share(), channel_run(channels_last), bins_of(channels_last), memory(channels_last)
     box, count, fill = box_region(T), sample_count(T, ratio), weighted_cells(T, group, ratio)
