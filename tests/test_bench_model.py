@@ -31,7 +31,7 @@ def test_in_mixed_precision(tmp_path):
     words = ["--quick", "--threads", 1, "--precisions", "bfloat16", "--out", tmp_path]
     assert mrcnn("bench", "model", *words) == 0
     cases = json.loads((tmp_path / "model-cpu-quick.json").read_text())["cases"]
-    assert [case["precision"] for case in cases] == ["bfloat16", "bfloat16"] and all(case["agrees"] for case in cases)
+    assert [(case["precision"], case["agrees"]) for case in cases] == [("bfloat16", None)] * 2
     assert 1e-5 < cases[1]["differences"]["losses"]  # of the same order as rounding: it was not float32
     assert cases[1]["images_per_second"]["ours"] == pytest.approx(1e3 / cases[1]["ms"]["ours"]["median"], rel=1e-3)
 
@@ -47,6 +47,21 @@ def test_another_models_detections_do_not_pass_as_the_same():
     assert model_pair.same_detections(renamed, one)["paired"] == 1
     fewer = {name: value[:1] for name, value in one.items()}
     assert model_pair.same_detections(fewer, one)["paired"] == 0
+
+
+@pytest.mark.parametrize(
+    "precision, differences, told",
+    [
+        ("float32", {"losses": 1e-6}, True),
+        ("float32", {"losses": 0.5}, False),
+        ("float32", {"detections": 100, "paired": 99, "pixels": 1e-3}, True),
+        ("float32", {"detections": 100, "paired": 90, "pixels": 1e-3}, False),
+        ("float32", {"detections": 0, "paired": 0}, False),
+        ("bfloat16", {"losses": 0.5}, None),
+    ],
+)
+def test_what_counts_as_the_same(precision, differences, told):
+    assert model.agrees(precision, differences) is told
 
 
 def test_a_gpu_that_is_not_there_is_a_message(monkeypatch, capsys, tmp_path):

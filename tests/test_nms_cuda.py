@@ -106,7 +106,7 @@ def random_boxes(R: int, dtype=torch.float32):
     g = torch.Generator().manual_seed(R)
     low = torch.rand(R, 2, generator=g) * 1000
     boxes = torch.cat([low, low + 10 + torch.rand(R, 2, generator=g) * 200], dim=1).to(dtype)
-    return boxes, torch.randint(0, 3 * R, (R,), generator=g) / (3.0 * R)
+    return boxes, torch.randint(0, max(1, 3 * R), (R,), generator=g) / (3.0 * R)
 
 
 @pytest.mark.gpu

@@ -1,5 +1,8 @@
 """Both sides of every RoI op, the CUDA kernel in the simulator and the reference loop, and the boxes to try them on."""
 
+import math
+from unittest import mock
+
 import torch
 
 from mrcnn_scratch.roi_ops import numba_cuda, reference
@@ -54,11 +57,14 @@ def close(mine, theirs, atol, channels_last=None):
 
 
 def gradients(function, *arguments):
-    """A gradient of the features with atomics, and without."""
-    with_atomics = getattr(numba_cuda, function)(*arguments)
+    """A gradient of the features with atomics, the direct way and by way of channels_last, and without atomics."""
+    with_atomics = []
+    for outputs_a_cell in (math.inf, 0.0):
+        with mock.patch.object(numba_cuda, "THROUGH_CHANNELS_LAST", outputs_a_cell):
+            with_atomics.append(getattr(numba_cuda, function)(*arguments))
     torch.use_deterministic_algorithms(True)
     try:
-        return with_atomics, getattr(numba_cuda, function)(*arguments)
+        return *with_atomics, getattr(numba_cuda, function)(*arguments)
     finally:
         torch.use_deterministic_algorithms(False)
 
