@@ -84,15 +84,22 @@ def test_a_report_of_nothing_and_of_a_broken_file(tmp_path, capsys):
     assert not (tmp_path / "REPORT.md").exists()
 
 
-def test_the_committed_report_and_the_readme_say_what_the_committed_results_say(tmp_path):
-    root = Path(__file__).parents[1]
-    for path in (root / "docs" / "results").glob("*.json"):
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
+
+@pytest.mark.parametrize("folder", [RESULTS, RESULTS / "h100"], ids=lambda folder: folder.name)
+def test_a_committed_report_says_what_the_committed_results_say(folder, tmp_path):
+    for path in folder.glob("*.json"):
         shutil.copy(path, tmp_path)
         result = read_results(path)
         assert result["commit"] and not result["changed"] and not result["failures"], path.name
+        assert ("gpu" in result["device"]) == (folder != RESULTS)
     write_report(tmp_path)
-    assert (tmp_path / "REPORT.md").read_text() == (root / "docs" / "results" / "REPORT.md").read_text()
-    arms, readme = read_results(tmp_path / "table2c.json")["arms"], (root / "README.md").read_text()
+    assert (tmp_path / "REPORT.md").read_text() == (folder / "REPORT.md").read_text()
+
+
+def test_the_readme_says_what_the_committed_results_say():
+    arms, readme = read_results(RESULTS / "table2c.json")["arms"], (RESULTS.parents[1] / "README.md").read_text()
     for arm in ("RoIPool max", "RoIWarp mean", "RoIAlign max", "RoIAlign mean"):
         cells = []
         for measure in ("mask AP*", "mask @.50", "mask @.75"):

@@ -18,7 +18,7 @@ from .results import read_results
 TIERS = {
     "geometry": "Tier 0, no learning",
     "oracle": "Tier A, oracle boxes",
-    "detector": "Tier B, the whole tiny detector",
+    "detector": "Tier B, the whole detector",
     "photographs": "photographs, the whole detector",
 }
 ONLY_THE_PAPERS = ("table1", "table4", "table8", "table9")  # COCO's or Cityscapes': not to be rerun on one machine
