@@ -4,6 +4,10 @@
     python tools/build_notebooks.py 03 roi     those whose name holds "03" or "roi"
     python tools/build_notebooks.py --check    runs nothing: is each what its source says, and was it run?
     python tools/build_notebooks.py --fast     runs with FAST=1 and writes nothing: does it still run?
+    python tools/build_notebooks.py --solve    the same with every exercise solved: do all checks pass?
+
+A source has its exercises solved, in cells tagged "exercise", the solution between nbgrader's markers. What is built is
+what a student opens: there the solution is gone from the cell and lies folded away below it.
 
 A rebuild changes no byte unless a cell or its output changed: cell ids are hashes of the cells, no times are
 recorded, streams are joined, widgets leave their text only (their ids are random, their state is megabytes).
@@ -33,23 +37,51 @@ METADATA = {
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
 JUPYTEXT_ONLY = ("lines_to_next_cell", "lines_to_end_of_cell_marker")  # about the .py file
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+SOLUTION = re.compile(rf"^( *){BEGIN}\n(.*?)^ *{END}\n?", re.M | re.S)
 ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-def read_source(path: Path) -> NotebookNode:
-    """The notebook that a py:percent file describes: no outputs, our metadata, cell ids that are hashes."""
+def read_source(path: Path, solved: bool = False) -> NotebookNode:
+    """The notebook that a py:percent file describes: no outputs, our metadata, cell ids that are hashes.
+
+    solved: leave the solutions of the exercises where they are.
+    Raises: ValueError for an exercise whose markers do not pair, or a marker outside of one.
+    """
     notebook = jupytext.read(path, fmt="py:percent")
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     notebook.metadata = nbformat.from_dict(METADATA)
-    seen: Counter[str] = Counter()
     for cell in notebook.cells:
         for key in JUPYTEXT_ONLY:
             cell.metadata.pop(key, None)
+    if not solved:
+        notebook.cells = [part for cell in notebook.cells for part in _for_a_student(cell, path)]
+    seen: Counter[str] = Counter()
+    for cell in notebook.cells:
         content = f"{cell.cell_type}\n{cell.source}"
         seen[content] += 1  # the same cell twice still needs two ids
         cell.id = hashlib.sha256(f"{content}\n{seen[content]}".encode()).hexdigest()[:12]
     return notebook
+
+
+def is_exercise(cell: NotebookNode) -> bool:
+    return "exercise" in cell.metadata.get("tags", ())
+
+
+def _for_a_student(cell: NotebookNode, path: Path) -> list[NotebookNode]:
+    """A cell as a student gets it: an exercise without its solution, which follows in a cell that is folded up."""
+    found = list(SOLUTION.finditer(cell.source))
+    if not is_exercise(cell) == bool(found) or {cell.source.count(BEGIN), cell.source.count(END)} != {len(found)}:
+        raise ValueError(f"{path.name}: an exercise has the tag and pairs of {BEGIN} and {END}: {cell.source[:80]!r}")
+    if not found:
+        return [cell]
+    lines = sum(len(match[2].strip().split("\n")) for match in found)
+    whole = cell.source.replace(BEGIN, "").replace(END, "")
+    whole = "\n".join(line for line in whole.split("\n") if line.strip() or not line.startswith(" "))
+    cell.source = SOLUTION.sub(rf"\1...  # your code, about {lines} lines\n", cell.source).rstrip("\n")
+    folded = f"<details><summary>Solution</summary>\n\n```python\n{whole.strip()}\n```\n\n</details>"
+    return [cell, nbformat.v4.new_markdown_cell(folded)]
 
 
 def execute(notebook: NotebookNode, folder: Path, fast: bool = False, timeout: int = 600) -> None:
@@ -130,14 +162,14 @@ def check_all(sources: list[Path], folder: Path) -> int:
     return 1 if problems else 0
 
 
-def build_all(sources: list[Path], folder: Path, fast: bool) -> int:
+def build_all(sources: list[Path], folder: Path, fast: bool, solved: bool = False) -> int:
     failed = []
     for source in sources:
         target, start = folder / f"{source.stem}.ipynb", time.perf_counter()
-        notebook = read_source(source)
         try:
+            notebook = read_source(source, solved)
             execute(notebook, folder, fast)
-        except (CellExecutionError, CellTimeoutError) as error:
+        except (CellExecutionError, CellTimeoutError, ValueError) as error:
             print(f"{source.name} failed, {target.name} stays as it was:", file=sys.stderr)
             print(ANSI_COLOURS.sub("", str(error)), file=sys.stderr)
             failed.append(source.stem)
@@ -156,6 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="parts of names; all notebooks when left out")
     parser.add_argument("--check", action="store_true", help="compare with the sources, run nothing")
     parser.add_argument("--fast", action="store_true", help="run with FAST=1, write nothing")
+    parser.add_argument("--solve", action="store_true", help="as --fast, with every exercise solved")
     parser.add_argument("--folder", type=Path, default=NOTEBOOKS, help="the folder that holds src/")
     options = parser.parse_args(arguments)
     sources = sorted((options.folder / "src").glob("[0-9][0-9]_*.py"))
@@ -169,7 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
         sources = [source for source in sources if any(name in source.stem for name in options.names)]
     if options.check:
         return check_all(sources, options.folder)
-    return build_all(sources, options.folder, options.fast)
+    return build_all(sources, options.folder, options.fast or options.solve, options.solve)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""The course around the notebooks: checks of what a student builds."""

@@ -1,0 +1,256 @@
+"""Checks of notebook 01: `my_iou`, `my_encode`, `my_decode`."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ...boxes import box_iou, decode_boxes, encode_boxes
+from .kit import Wrong, check, expect_close, expect_tensor, teacher
+
+PLUS_ONE = (
+    "These are the numbers of widths that count one pixel more, x2 - x1 + 1: with continuous coordinates it is x2 - x1"
+)
+
+
+def some_boxes(count: int, seed: int, size=(300.0, 120.0)) -> Tensor:
+    """(count, 4) boxes of a wide image, so that a swapped x and y shows."""
+    g = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=g) * torch.tensor(size) * 0.7
+    sides = 4 + torch.rand(count, 2, generator=g) * torch.tensor(size) * 0.5
+    return torch.cat([corner, corner + sides], dim=1)
+
+
+# ---- IoU
+
+
+def _iou_like(a: Tensor, b: Tensor, plus=0.0, clamp=True, joint="union") -> Tensor:
+    """IoU, and the ways to get it wrong."""
+    low, high = torch.maximum(a[:, None, :2], b[None, :, :2]), torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    sides = high - low + plus
+    shared = (sides.clamp(min=0) if clamp else sides).prod(dim=2)
+    area_a, area_b = ((x[:, 2:] - x[:, :2] + plus).prod(dim=1) for x in (a, b))
+    total = area_a[:, None] + area_b[None, :]
+    smaller = torch.minimum(area_a[:, None], area_b[None, :])
+    return shared / {"union": total - shared, "sum": total, "smaller": smaller}[joint]
+
+
+def _iou_mistakes(a: Tensor, b: Tensor) -> dict:
+    return {
+        PLUS_ONE: lambda: _iou_like(a, b, plus=1.0),
+        "The union counts the shared part twice: take it off once": lambda: _iou_like(a, b, joint="sum"),
+        "Two boxes that miss each other in x and in y have two negative sides, whose product is positive: clamp each "
+        "side at 0 before you multiply": lambda: _iou_like(a, b, clamp=False),
+        "You divide by the smaller box: that is another measure; IoU divides by the union": lambda: _iou_like(
+            a, b, joint="smaller"
+        ),
+        "x and y seem to be swapped in one of the two arguments": lambda: _iou_like(a[:, [1, 0, 3, 2]], b),
+        "Rows and columns are swapped: row i is the i-th of the first argument": lambda: _iou_like(b, a),
+    }
+
+
+def hand_numbers(iou) -> None:
+    a, b = torch.tensor([[0.0, 0.0, 2.0, 1.0]]), torch.tensor([[1.0, 0.0, 3.0, 1.0]])
+    say = "the IoU of [0, 0, 2, 1] and [1, 0, 3, 1], which share 1 of 3 pixels"
+    expect_close(iou(a, b), torch.tensor([[1 / 3]]), say, _iou_mistakes(a, b))
+    one = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    expect_close(iou(one, one), torch.ones(1, 1), "a pixel with itself", _iou_mistakes(one, one))
+
+
+def boxes_that_miss_each_other(iou) -> None:
+    a = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    b = torch.tensor([[5.0, 0.0, 7.0, 2.0], [0.0, 5.0, 2.0, 7.0], [5.0, 5.0, 7.0, 7.0], [2.0, 0.0, 4.0, 2.0]])
+    say = "boxes to the right, below, to the right and below, and touching"
+    expect_close(iou(a, b), torch.zeros(1, 4), say, _iou_mistakes(a, b))
+
+
+def every_pair(iou) -> None:
+    a, b = some_boxes(3, 0), some_boxes(5, 1)
+    got = iou(a, b)
+    with teacher("Every box of the first argument meets every one of the second: a[:, None] against b[None]"):
+        expect_tensor(got, (3, 5))
+    expect_close(got, box_iou(a, b), "3 boxes against 5", _iou_mistakes(a, b))
+
+
+def symmetric(iou) -> None:
+    a, b = some_boxes(4, 2), some_boxes(6, 3)
+    expect_close(iou(b, a), iou(a, b).T, "iou(b, a) beside iou(a, b), transposed", _iou_mistakes(b, a))
+
+
+def another_scale_another_place(iou) -> None:
+    a, b = some_boxes(4, 4), some_boxes(4, 5)
+    wanted = iou(a, b)
+    expect_close(
+        iou(a * 3, b * 3), wanted, "all boxes 3 times as large", {PLUS_ONE: lambda: _iou_like(a * 3, b * 3, 1.0)}
+    )
+    expect_close(iou(a + 50, b + 50), wanted, "all boxes moved by 50 pixels")
+
+
+def no_boxes(iou) -> None:
+    none, b = torch.zeros(0, 4), some_boxes(5, 6)
+    with teacher("An image without objects is an ordinary image: no loop, no special case is needed for it"):
+        expect_tensor(iou(none, b), (0, 5))
+        expect_tensor(iou(b, none), (5, 0))
+
+
+def random_boxes_against_the_package(iou) -> None:
+    for seed in range(10, 20):
+        a, b = some_boxes(seed, seed), some_boxes(7, seed + 100)
+        expect_close(iou(a, b), box_iou(a, b), f"{seed} boxes against 7", _iou_mistakes(a, b))
+
+
+@check(
+    hand_numbers, boxes_that_miss_each_other, every_pair, symmetric, another_scale_another_place, no_boxes,
+    random_boxes_against_the_package,
+)  # fmt: skip
+def check_iou(student) -> None:
+    """IoU of every pair: (A, 4) and (B, 4) xyxy -> (A, B)."""
+
+
+# ---- deltas
+
+
+def _sizes(boxes: Tensor, plus=0.0) -> tuple[Tensor, Tensor]:
+    """Centres and sides, (R, 2) each."""
+    sides = boxes[:, 2:] - boxes[:, :2] + plus
+    return boxes[:, :2] + sides / 2, sides
+
+
+def _encode_like(boxes, anchors, plus=0.0, by="anchor", log=True, corner=False) -> Tensor:
+    (to, to_sides), (start, sides) = _sizes(boxes, plus), _sizes(anchors, plus)
+    if corner:
+        to, start = boxes[:, :2], anchors[:, :2]
+    shift = (to - start) / {"anchor": sides, "box": to_sides, "none": torch.ones_like(sides)}[by]
+    growth = to_sides / sides
+    return torch.cat([shift, growth.log() if log else growth], dim=1)
+
+
+def _encode_mistakes(boxes, anchors) -> dict:
+    return {
+        PLUS_ONE: lambda: _encode_like(boxes, anchors, plus=1.0),
+        "Boxes and anchors have changed places: the anchor is where the move begins": lambda: _encode_like(
+            anchors, boxes
+        ),
+        "The shift is a share of the anchor's side, not of the box's: at test time only the anchor is known": lambda: (
+            _encode_like(boxes, anchors, by="box")
+        ),
+        "The shift is in pixels: divide it by the anchor's side": lambda: _encode_like(boxes, anchors, by="none"),
+        "The growth is to be the logarithm of the ratio, so that no growth is 0": lambda: _encode_like(
+            boxes, anchors, log=False
+        ),
+        "You measure from corner to corner; the shift is from centre to centre": lambda: _encode_like(
+            boxes, anchors, corner=True
+        ),
+        "The order is dx, dy, dw, dh: across before down": lambda: _encode_like(boxes, anchors)[:, [1, 0, 3, 2]],
+    }
+
+
+def the_move_of_notebook_00(encode) -> None:
+    anchor, box = torch.tensor([[8.0, 40.0, 24.0, 56.0]]), torch.tensor([[8.0, 40.0, 32.0, 56.0]])
+    wanted = torch.tensor([[0.25, 0.0, math.log(1.5), 0.0]])
+    expect_close(encode(box, anchor), wanted, "from 8..24 to 8..32 across", _encode_mistakes(box, anchor))
+
+
+def no_move_is_zero(encode) -> None:
+    boxes = some_boxes(4, 0)
+    expect_close(
+        encode(boxes, boxes), torch.zeros(4, 4), "boxes that are their anchors", _encode_mistakes(boxes, boxes)
+    )
+
+
+def down_as_across(encode) -> None:
+    boxes, anchors = some_boxes(5, 1), some_boxes(5, 2)
+    swap = [1, 0, 3, 2]
+    got = encode(boxes[:, swap], anchors[:, swap])
+    expect_close(got, encode(boxes, anchors)[:, swap], "x and y swapped in all boxes must swap the deltas")
+
+
+def the_same_at_every_scale(encode) -> None:
+    boxes, anchors = some_boxes(5, 3), some_boxes(5, 4)
+    mistakes = _encode_mistakes(boxes * 4, anchors * 4)
+    expect_close(encode(boxes * 4, anchors * 4), encode(boxes, anchors), "all 4 times as large", mistakes)
+
+
+def random_pairs_against_the_package(encode) -> None:
+    for seed in range(10, 16):
+        boxes, anchors = some_boxes(seed, seed), some_boxes(seed, seed + 50)
+        wanted = encode_boxes(boxes, anchors)
+        expect_close(encode(boxes, anchors), wanted, f"{seed} boxes", _encode_mistakes(boxes, anchors))
+
+
+def no_pairs(coder) -> None:
+    expect_tensor(coder(torch.zeros(0, 4), torch.zeros(0, 4)), (0, 4))
+
+
+@check(
+    the_move_of_notebook_00, no_move_is_zero, down_as_across, the_same_at_every_scale,
+    random_pairs_against_the_package, no_pairs,
+)  # fmt: skip
+def check_encode(student) -> None:
+    """Deltas from anchors to boxes: (R, 4), (R, 4) xyxy -> (R, 4) dx, dy, dw, dh."""
+
+
+def _decode_like(deltas, anchors, plus=0.0, exp=True, corner=False, cap=True) -> Tensor:
+    start, sides = _sizes(anchors, plus)
+    growth = deltas[:, 2:].clamp(max=math.log(1000 / 16)) if cap else deltas[:, 2:]
+    if corner:
+        low = anchors[:, :2] + deltas[:, :2] * sides
+        return torch.cat([low, low + sides * growth.exp()], dim=1)
+    centre, new = start + deltas[:, :2] * sides, sides * (growth.exp() if exp else 1 + growth)
+    return torch.cat([centre - new / 2, centre + new / 2 - plus], dim=1)
+
+
+def _decode_mistakes(deltas, anchors) -> dict:
+    return {
+        PLUS_ONE: lambda: _decode_like(deltas, anchors, plus=1.0),
+        "The shift moves the centre, you move the corner": lambda: _decode_like(deltas, anchors, corner=True),
+        "The growth is a logarithm: its exponential is the factor": lambda: _decode_like(deltas, anchors, exp=False),
+        "The order is dx, dy, dw, dh: across before down": lambda: _decode_like(deltas[:, [1, 0, 3, 2]], anchors),
+    }
+
+
+def the_move_of_notebook_00_back(decode) -> None:
+    anchor, delta = torch.tensor([[8.0, 40.0, 24.0, 56.0]]), torch.tensor([[0.25, 0.0, math.log(1.5), 0.0]])
+    wanted = torch.tensor([[8.0, 40.0, 32.0, 56.0]])
+    expect_close(decode(delta, anchor), wanted, "0.25 and log 1.5 across", _decode_mistakes(delta, anchor))
+
+
+def nothing_to_do(decode) -> None:
+    anchors = some_boxes(4, 5)
+    expect_close(
+        decode(torch.zeros(4, 4), anchors), anchors, "deltas of 0", _decode_mistakes(torch.zeros(4, 4), anchors)
+    )
+
+
+def undoes_encode(decode) -> None:
+    boxes, anchors = some_boxes(20, 6), some_boxes(20, 7)
+    deltas = encode_boxes(boxes, anchors)
+    expect_close(decode(deltas, anchors), boxes, "decode of encode", _decode_mistakes(deltas, anchors), 1e-3)
+
+
+def a_wild_network(decode) -> None:
+    """Early in training dw may be anything: 100 would be a box of 10^44 pixels."""
+    anchor, delta = torch.tensor([[0.0, 0.0, 16.0, 8.0]]), torch.tensor([[0.0, 0.0, 100.0, 0.0]])
+    got = decode(delta, anchor)
+    expect_tensor(got, (1, 4))
+    if not bool(got.isfinite().all()):
+        raise Wrong("a dw of 100 gave a box that is not finite. Cap dw and dh at log(1000 / 16) before the exponential")
+    expect_close(got, _decode_like(delta, anchor), "a dw of 100, capped at log(1000 / 16)")
+    delta = -delta
+    expect_close(decode(delta, anchor), _decode_like(delta, anchor), "a dw of -100: only growth is capped")
+
+
+def random_deltas_against_the_package(decode) -> None:
+    for seed in range(10, 16):
+        anchors, g = some_boxes(seed, seed), torch.Generator().manual_seed(seed)
+        deltas = torch.randn(seed, 4, generator=g)
+        wanted = decode_boxes(deltas, anchors)
+        expect_close(decode(deltas, anchors), wanted, f"{seed} boxes", _decode_mistakes(deltas, anchors), 1e-3)
+
+
+@check(
+    the_move_of_notebook_00_back, nothing_to_do, undoes_encode, a_wild_network, random_deltas_against_the_package,
+    no_pairs,
+)  # fmt: skip
+def check_decode(student) -> None:
+    """Anchors moved by deltas: (R, 4) dx, dy, dw, dh and (R, 4) xyxy -> (R, 4) xyxy."""
