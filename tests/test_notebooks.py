@@ -280,6 +280,54 @@ def test_names_choose_and_unknown_names_are_told(copy, capsys):
     assert "no notebook is called 99; there is 00_sample, 01_broken" in capsys.readouterr().err
 
 
+EXERCISE = '''# %% [markdown]
+# # Add
+#
+# Write it.
+
+# %% tags=["exercise"]
+def add(a, b):
+    """1 and 2 are 3."""
+    ### BEGIN SOLUTION
+    total = a + b
+    return total
+    ### END SOLUTION
+
+# %%
+print("sum", add(1, 2))
+'''
+
+
+def test_an_exercise_is_built_without_its_solution_which_follows_folded(tmp_path):
+    source = make_source(tmp_path, EXERCISE)
+    assert run_tool(tmp_path) == 0
+    _, stub, folded, result = nbformat.read(tmp_path / "00_sample.ipynb", as_version=4).cells
+    assert stub.source == 'def add(a, b):\n    """1 and 2 are 3."""\n    ...  # your code, about 2 lines'
+    assert folded.cell_type == "markdown" and folded.source.startswith("<details><summary>Solution</summary>")
+    whole = 'def add(a, b):\n    """1 and 2 are 3."""\n    total = a + b\n    return total'
+    assert f"```python\n{whole}\n```" in folded.source
+    assert result.outputs[0].text == "sum None\n"
+    solved = build_notebooks.read_source(source, solved=True).cells
+    assert [cell.cell_type for cell in solved] == ["markdown", "code", "code"] and "a + b" in solved[1].source
+
+
+def test_solve_runs_the_solutions_and_writes_nothing(tmp_path):
+    make_source(tmp_path, EXERCISE + "\n# %%\nassert add(1, 2) == 3\n")
+    assert run_tool(tmp_path, "--solve") == 0
+    assert not list(tmp_path.glob("*.ipynb"))
+    assert run_tool(tmp_path) == 1  # unsolved, the last cell fails
+
+
+WITHOUT = [("    ### END SOLUTION\n", ""), (' tags=["exercise"]', ""), ("### BEGIN", "# BEGIN")]
+
+
+@pytest.mark.parametrize("wrong", WITHOUT)
+def test_an_exercise_needs_its_tag_and_both_markers(tmp_path, capsys, wrong):
+    make_source(tmp_path, EXERCISE.replace(*wrong))
+    assert run_tool(tmp_path) == 1
+    assert "00_sample.py: an exercise has the tag and pairs of" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------- the comparison of outputs
 
 NOISE = '''# %%
