@@ -79,7 +79,9 @@ def difference_forest(comparisons: list[dict], title: str = "") -> Figure:
     axes.set_xlabel("difference in points of AP" + "; x: the paper's, on COCO" * papers)
     axes.grid(axis="x")
     axes.tick_params(left=False)
-    for word, colour in VERDICTS.items():
+    claimed = {c["verdict"]: VERDICTS[c["verdict"]] for c in rows if c.get("claim") != "none"}
+    nothing = {"nothing claimed": MUTED} if any(c.get("claim") == "none" for c in rows) else {}
+    for word, colour in (claimed | nothing).items():
         axes.plot([], [], marker="D", color=colour, linewidth=2.2, label=word)
     if any(c["margin"] for c in rows):
         axes.fill_between([], [], [], color="#0072B2", alpha=0.12, linewidth=0, label="margin")
