@@ -61,10 +61,12 @@ lint: .venv/.stamp-test
 	$(BIN)/python -m ruff check --output-format concise .
 
 # The tests share the cores among JOBS processes, one torch thread each; a test that wants two numba threads may ask
-# for them. The notebooks run one by one, each in the kernel and with the threads that a reader gets.
+# for them. The notebooks run one by one, each in the kernel and with the threads that a reader gets; once as they are
+# opened, and once with every exercise solved.
 test: lint
 	$(BIN)/python -m pytest -q -p no:cacheprovider --nbval --nbval-current-env \
 		--nbval-sanitize-with=tests/sanitize.cfg --nbval-cell-timeout=300 notebooks
+	$(BIN)/python tools/build_notebooks.py --solve
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=2 MPLBACKEND=Agg \
 		$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=10 tests
 
