@@ -5,7 +5,38 @@ runs to its end. Anything wrong raises :class:`Wrong`, whose message names the t
 fits the mistake; it never gives the code away.
 """
 
+from .anchors import check_cell_anchors, check_grid_anchors
+from .bilinear import check_bilinear
 from .boxes import check_decode, check_encode, check_iou
+from .fpn import check_fpn, check_roi_level
+from .kernels import check_align_numba, check_thread_place
 from .kit import Wrong
+from .matching import check_match, check_sample
+from .nms import check_nms
+from .proposals import check_propose
+from .roi_align import check_roi_align, check_roi_align_backward
+from .roi_pool import check_roi_pool, check_roi_pool_backward
+from .rpn import check_rpn_loss
 
-__all__ = ["Wrong", "check_decode", "check_encode", "check_iou"]
+__all__ = [
+    "Wrong",
+    "check_align_numba",
+    "check_bilinear",
+    "check_cell_anchors",
+    "check_decode",
+    "check_encode",
+    "check_fpn",
+    "check_grid_anchors",
+    "check_iou",
+    "check_match",
+    "check_nms",
+    "check_propose",
+    "check_roi_align",
+    "check_roi_align_backward",
+    "check_roi_level",
+    "check_roi_pool",
+    "check_roi_pool_backward",
+    "check_rpn_loss",
+    "check_sample",
+    "check_thread_place",
+]
