@@ -22,6 +22,7 @@ from mrcnn_scratch.visualize.style import PALETTE
 
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80, "optimize": True, "progressive": True})
 FAST = os.environ.get("FAST") == "1"
+torch.set_num_threads(1)  # enough for images this small, and the numbers do not depend on your number of cores
 
 
 def row(*titles, height=2.6):
@@ -243,12 +244,10 @@ print(f"You guessed {guess_before}; the fresh network's 50 best of 3,825 anchors
 # A plain loop: four random images, both losses added, one step of SGD with momentum. The learning rate rises for 20
 # steps, since the first gradients of a fresh network are wild, and drops to a tenth for the last quarter, as in the
 # paper. Every ten steps the log gets the losses and the recall; at three of them we keep the proposals for our image.
-# One thread is enough for images this small, and makes the result independent of how many your machine has.
 
 # %%
 STEPS = 60 if FAST else 200
 SHOWN = (0, STEPS // 40 * 10, STEPS)  # 0, 50 and 200
-torch.set_num_threads(1)
 
 
 def learning_rate(step, highest=0.02):

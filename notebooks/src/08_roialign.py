@@ -411,7 +411,8 @@ print("the middle of the bin:", [round(v, 1) for v in draw.centres(target_bin).t
 # %% [markdown]
 # The three gradients sum to 1 each, and only RoIAlign's has its centre of gravity where the bin is, to a tenth of a
 # pixel. (Its four samples lie within one cell's distance of each other, so they share four cells.) RoIWarp's is 9
-# pixels off to the right and 5 down, RoIPool's all in the one cell that won. Your first guess was about the most cells that are possible: samples so far apart that no two share a cell.
+# pixels off to the right and 5 down, RoIPool's all in the one cell that won. Your first guess was about the most
+# cells that are possible: samples so far apart that no two share a cell.
 
 # %%
 whole = torch.tensor([[0.0, 0.0, 128.0, 112.0]])  # bins of 64 x 112 pixels: samples two cells apart and more
@@ -441,8 +442,9 @@ for asked in (False, True):
 #
 # ## Move it yourself
 #
-# The slider moves the box by up to 48 pixels. Watch the left half: RoIPool's bins stand still, and jump when a corner passes the middle of a cell. On the right the samples go along, pixel by pixel, and so do the six outputs. (Without a running
-# kernel, as on GitHub, there is no slider; the picture below has two neighbouring places.)
+# The slider moves the box by up to 48 pixels. Watch the left half: RoIPool's bins stand still, and jump when a corner
+# passes the middle of a cell. On the right the samples go along, pixel by pixel, and so do the six outputs. (Without
+# a running kernel, as on GitHub, there is no slider; the picture below has two neighbouring places.)
 
 # %% tags=["nbval-ignore-output"]
 from mrcnn_scratch.visualize.roi_slider import roi_frames, roi_slider
@@ -492,8 +494,9 @@ _ = curve.legend(fontsize=8, loc="lower center", ncols=3)
 # is a pure bias, half a cell, 8 pixels at stride 16, and it does not jitter at all. Can a network unlearn it? This
 # repository measured that on drawn objects at stride 16, as the mean over IoU .50 to .95 of the share of objects
 # whose mask reaches that IoU ([results](../docs/results/REPORT.md#table-2c-roi-layer)). With masks that are read off,
-# without any learning, 48.5 falls to 11.1. With a trained mask head it is 53.7 and 52.8: a constant shift is learned away, or nearly. RoIWarp, whose shift is never the same, stays at 33.4. *Jitter* is what costs masks, and jitter is what
-# RoIAlign removes.
+# without any learning, 48.5 falls to 11.1. With a trained mask head it is 53.7 and 52.8: a constant shift is learned
+# away, or nearly. RoIWarp, whose shift is never the same, stays at 33.4. *Jitter* is what costs masks, and jitter is
+# what RoIAlign removes.
 #
 # Note what did not find this bug: shapes, the loss, gradcheck, the test of moving the box. A number worked out by hand
 # did, 4.5.

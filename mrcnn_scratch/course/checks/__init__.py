@@ -8,9 +8,10 @@ fits the mistake; it never gives the code away.
 from .anchors import check_cell_anchors, check_grid_anchors
 from .bilinear import check_bilinear
 from .boxes import check_decode, check_encode, check_iou
-from .fpn import check_fpn, check_roi_level
+from .fpn import check_fpn
 from .kernels import check_align_numba, check_thread_place
 from .kit import Wrong
+from .levels import check_roi_level
 from .matching import check_match, check_sample
 from .nms import check_nms
 from .proposals import check_propose

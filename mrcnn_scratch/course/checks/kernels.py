@@ -1,6 +1,7 @@
 """Checks of notebook 09: `my_align_numba`, `my_thread_place`."""
 
 import functools
+import re
 import warnings
 
 import numpy as np
@@ -10,6 +11,8 @@ from ...roi_ops import roi_align
 from .kit import Wrong, check, expect_close, teacher
 
 # numba is imported where it is needed: it takes a second, and most notebooks do without
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def some_case(seed: int, size=(3, 7, 12), rois=4, scale=0.25) -> tuple[np.ndarray, np.ndarray, float]:
@@ -100,7 +103,8 @@ def _compiled(student, parallel: bool):
             try:
                 return _njit(_python(student), parallel)(*arguments)
             except NumbaError as error:
-                line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+                lines = [line.strip() for line in COLOURS.sub("", str(error)).splitlines() if line.strip()]
+                line = next((line for line in lines if not line.startswith("Failed in nopython mode")), "")
                 raise Wrong(
                     f"Numba cannot compile it ({type(error).__name__}: {line[:160]}). Inside may be numbers, NumPy "
                     "arrays, loops and other compiled functions; no torch, no dictionaries, no classes"
