@@ -70,7 +70,9 @@ def difference_forest(comparisons: list[dict], title: str = "") -> Figure:
         if comparison["low"] is not None:
             ends = [100 * comparison["low"], 100 * comparison["high"]]
             axes.plot(ends, [row, row], color=colour, linewidth=2.2, solid_capstyle="butt", zorder=2)
-        axes.plot(100 * comparison["difference"], row, marker="D", markersize=6, color=colour, zorder=4)
+        filling = "white" if comparison.get("claim") == "none" else colour
+        style = {"marker": "D", "markersize": 6, "color": colour, "markerfacecolor": filling, "zorder": 4}
+        axes.plot(100 * comparison["difference"], row, **style)
         if comparison.get("paper") is not None:
             axes.plot(comparison["paper"], row, marker="x", markersize=6, color=INK, zorder=5)
     axes.set_yticks(range(len(rows)), [textwrap.fill(c["label"], 62) for c in rows], fontsize=7.5)
@@ -82,7 +84,8 @@ def difference_forest(comparisons: list[dict], title: str = "") -> Figure:
     claimed = {c["verdict"]: VERDICTS[c["verdict"]] for c in rows if c.get("claim") != "none"}
     nothing = {"nothing claimed": MUTED} if any(c.get("claim") == "none" for c in rows) else {}
     for word, colour in (claimed | nothing).items():
-        axes.plot([], [], marker="D", color=colour, linewidth=2.2, label=word)
+        filling = "white" if word in nothing else colour
+        axes.plot([], [], marker="D", color=colour, markerfacecolor=filling, linewidth=2.2, label=word)
     if any(c["margin"] for c in rows):
         axes.fill_between([], [], [], color="#0072B2", alpha=0.12, linewidth=0, label="margin")
     figure.legend(loc="outside upper right", ncols=4)
@@ -202,9 +205,11 @@ def error_maps(maps: dict[str, list[list[float]]], around: float, title: str = "
     """
     highest = max(np.max(values) for values in maps.values())
     width = min(9.0, 1.75 * len(maps) + 0.6)
-    figure = Figure(figsize=(width, width / len(maps) + 0.35), dpi=110, layout="constrained")
+    names = [textwrap.fill(name, 16) for name in maps]
+    lines = 1 + max(name.count("\n") + 1 for name in names)
+    figure = Figure(figsize=(width, width / len(maps) + 0.3 + 0.2 * lines), dpi=110, layout="constrained")
     panels, image = [], None
-    for index, (name, values) in enumerate(maps.items()):
+    for index, (name, values) in enumerate(zip(names, maps.values(), strict=True)):
         axes = figure.add_subplot(1, len(maps), index + 1)
         side = len(values)
         image = axes.imshow(
@@ -214,10 +219,11 @@ def error_maps(maps: dict[str, list[list[float]]], around: float, title: str = "
         axes.plot(
             [low, high, high, low, low], [low, low, high, high, low], color="white", linewidth=0.9, linestyle="--"
         )
-        axes.set_title(f"{textwrap.fill(name, 16)}\n{100 * np.mean(values):.1f} % wrong", loc="center", fontsize=8)
+        axes.set_title(f"{name}\n{100 * np.mean(values):.1f} % wrong", loc="center", fontsize=8)
         frame(axes)
         panels.append(axes)
     figure.colorbar(image, ax=panels, label="% of objects", shrink=0.8, pad=0.01)
+    figure.supxlabel("dashed: the object's box; % wrong is the mean over the whole square", fontsize=7.5, color=MUTED)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11) if title else None
     return figure
 
