@@ -73,7 +73,7 @@ show_samples(asked, image, anchors[positive], anchors[negative])
 # ## Predict
 #
 # 1. A fresh network answers every logit with about 0. **What is its objectness loss: about 0.1, 0.7 or 5?**
-# 2. **What share of all objects do its best 20 proposals of an image find (IoU of 0.5 or more): 0.1, 0.5 or 0.9?**
+# 2. **What share of all objects do its best 50 proposals of an image find (IoU of 0.5 or more): 0.1, 0.5 or 0.9?**
 #    And after 200 steps of four images each?
 
 # %%

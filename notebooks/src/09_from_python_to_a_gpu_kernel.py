@@ -358,10 +358,10 @@ time_bars(times, reference=0.153e6 / 12.544e6, reference_name="NVIDIA H100, pack
 
 # %% [markdown]
 # On the machine that made this page: compiling gains two orders of magnitude, without a new idea. torch is twice as
-# fast again, for it finds the cells and weights of a bin once for all 32 channels, where our loop does it for each. The
-# package's compiled loops do so, too, but keep what they find in the cache, and their innermost loop walks channels
-# that lie side by side in memory, which the compiler turns into vector instructions: another ten times. One H100 is
-# some 300 times as fast as that core.
+# fast again, since it finds the cells and weights of a bin once for all 32 channels, where our loop does it for each.
+# The package's compiled loops do so, too, but keep what they find in the cache, and their innermost loop walks channels
+# that lie side by side in memory, which the compiler turns into vector instructions: another five to ten times. One
+# H100 is some 300 times as fast as that core.
 #
 # ## On a real GPU
 #
