@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None, program: str = PROGRAM) -> int:
         check_folder(options.out)
         if options.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch sees no CUDA device; run it on a machine with an NVIDIA GPU")
+        if options.device == "cpu" and "tf32" in options.precisions:
+            raise ValueError("--precisions tf32: only an NVIDIA GPU has it; leave it out, or add --device cuda")
         return _run(options, shlex.join([*program.split(), *arguments]))
     except ImportError as error:
         print(f"{program}: {error}: pip install -e '.[test]' in the checkout brings torchvision", file=sys.stderr)
@@ -89,8 +91,9 @@ def _run(options, command: str) -> int:
                 with products(precision, device):
                     cases.append(measure(pair, name, job, size, precision, device, clock, rounds, options.quick))
                 print(_line(cases[-1]), file=sys.stderr, flush=True)
-        if options.device == "cpu":
-            cases[-1]["memory_mb"] = {who: _memory(name, who, options) for who in ("torchvision", "ours")}
+        for case in cases if options.device == "cpu" else ():
+            if (case["model"], case["job"], case["precision"]) == (name, "training step", "float32"):
+                case["memory_mb"] = {who: _memory(name, who, options) for who in ("torchvision", "ours")}
     report = {
         "benchmark": "model", "command": command, "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **machine.commit(), "device": options.device, "threads": options.threads, "quick": options.quick,
@@ -137,7 +140,9 @@ def measure(pair, name: str, job: str, size, precision: str, device, clock, roun
             differences = same_detections(pair.ours(images)[0], pair.theirs(images)[0], reach)
     calls = {who: _job(model, images, targets, training)
              for who, model in (("torchvision", pair.theirs), ("ours", pair.ours))}  # fmt: skip
-    memory = {who: _gpu_megabytes(call, device) for who, call in calls.items()}
+    for call in calls.values():
+        call()
+    memory = {who: _gpu_megabytes(call, device) for who, call in calls.items()} if device.type == "cuda" else None
     plans = {who: clock.plan(call, waits=True) for who, call in calls.items()}
     readings = take_turns(calls, plans, dict.fromkeys(calls, rounds), clock)
     times = {who: [reading.ms for reading in measured] for who, measured in readings.items()}
@@ -148,7 +153,7 @@ def measure(pair, name: str, job: str, size, precision: str, device, clock, roun
         "images_per_second": {who: digits(count * 1e3 / spread(values)["median"]) for who, values in times.items()},
         "ratio": spread(ratios(times["torchvision"], times["ours"])), "rounds": rounds,
         "needed": None if quick or device.type != "cpu" or not exact else NEEDED.get((name, job)),
-        **({"memory_mb": memory} if device.type == "cuda" else {}),
+        **({"memory_mb": memory} if memory else {}),
     }  # fmt: skip
 
 
@@ -160,11 +165,8 @@ def agrees(precision: str, differences: dict) -> bool | None:
     return close and differences.get("paired", 1) >= max(1, 0.97 * differences.get("detections", 0))
 
 
-def _gpu_megabytes(call, device: torch.device) -> float | None:
-    """Calls twice. The most GPU memory that was taken meanwhile, weights and gradients of both models included."""
-    if device.type != "cuda":
-        call()
-        return None
+def _gpu_megabytes(call, device: torch.device) -> float:
+    """The most GPU memory that is taken while it is called twice, in MB, the weights of both models included."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     call()
@@ -260,9 +262,11 @@ def markdown(report: dict) -> str:
         )
         if "memory_mb" in case:
             mb = case["memory_mb"]
-            most = f" (at most {MEMORY_NEEDED})" if report["device"] == "cpu" else ", both models' weights included"
+            on_cpu = report["device"] == "cpu"
+            what = "each model in a process of its own" if on_cpu else "both models' weights included"
+            most = f" (at most {MEMORY_NEEDED})" if on_cpu else ""
             memory.append(
-                f"\nPeak memory of two calls, {case['model']}, {case['job']}, {case['precision']}: "
+                f"\nPeak memory of two calls, {what}: {case['model']}, {case['job']}, {case['precision']}: "
                 f"{mb['ours']:.0f} MB, torchvision {mb['torchvision']:.0f} MB: "
                 f"{mb['ours'] / mb['torchvision']:.2f} times{most}."
             )

@@ -32,6 +32,7 @@ def test_in_mixed_precision(tmp_path):
     assert mrcnn("bench", "model", *words) == 0
     cases = json.loads((tmp_path / "model-cpu-quick.json").read_text())["cases"]
     assert [(case["precision"], case["agrees"]) for case in cases] == [("bfloat16", None)] * 2
+    assert not any("memory_mb" in case for case in cases)  # that is measured in float32
     assert 1e-5 < cases[1]["differences"]["losses"]  # of the same order as rounding: it was not float32
     assert cases[1]["images_per_second"]["ours"] == pytest.approx(1e3 / cases[1]["ms"]["ours"]["median"], rel=1e-3)
 
@@ -68,3 +69,19 @@ def test_a_gpu_that_is_not_there_is_a_message(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert model.main(["--device", "cuda", "--out", str(tmp_path)]) == 2
     assert "sees no CUDA device" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_tf32_on_a_cpu_is_refused_and_not_measured_as_something_else(capsys, tmp_path):
+    assert model.main(["--precisions", "tf32", "--out", str(tmp_path)]) == 2
+    assert "only an NVIDIA GPU has it" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_products_are_in_the_precision_that_is_asked_for_and_it_is_put_back():
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for precision, tf32, dtype in (("float32", False, torch.float32), ("tf32", True, torch.float32),
+                                   ("bfloat16", False, torch.bfloat16)):  # fmt: skip
+        with model.products(precision, torch.device("cpu")):
+            assert [backend.allow_tf32 for backend in backends] == [tf32, tf32]
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert [backend.allow_tf32 for backend in backends] == before

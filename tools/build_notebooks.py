@@ -72,7 +72,8 @@ def is_exercise(cell: NotebookNode) -> bool:
 def _for_a_student(cell: NotebookNode, path: Path) -> list[NotebookNode]:
     """A cell as a student gets it: an exercise without its solution, which follows in a cell that is folded up."""
     found = list(SOLUTION.finditer(cell.source))
-    if not is_exercise(cell) == bool(found) or {cell.source.count(BEGIN), cell.source.count(END)} != {len(found)}:
+    markers = {cell.source.count(BEGIN), cell.source.count(END)}
+    if is_exercise(cell) != bool(found) or markers != {len(found)}:
         raise ValueError(f"{path.name}: an exercise has the tag and pairs of {BEGIN} and {END}: {cell.source[:80]!r}")
     if not found:
         return [cell]

@@ -2,9 +2,9 @@
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from ..matching import BACKGROUND, IGNORED
+from .panels import draw_boxes
 from .style import MUTED, PALETTE, array, show_image
 
 POSITIVE_COLOUR, IGNORED_COLOUR, BACKGROUND_COLOUR = PALETTE[3], PALETTE[1], MUTED
@@ -31,11 +31,5 @@ def draw_labels(axes: Axes, image: torch.Tensor, anchors: torch.Tensor, matches:
     for kind, colour, size in kinds:
         kind = array(kind)
         axes.plot(x[kind], y[kind], "o", color=colour, markersize=size, markeredgewidth=0)
-    draw_rectangles(axes, anchors[matches >= 0], POSITIVE_COLOUR, linewidth=1.5)
+    draw_boxes(axes, anchors[matches >= 0], POSITIVE_COLOUR, linewidth=1.5)
     axes.set(xlim=(0, image.shape[2]), ylim=(image.shape[1], 0))
-
-
-def draw_rectangles(axes: Axes, boxes: torch.Tensor, colour: str, **style) -> None:
-    """(N, 4) xyxy boxes as empty rectangles; ``style`` goes to each."""
-    for x1, y1, x2, y2 in boxes.tolist():
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style))

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.patches import Rectangle
 
 from ..config import ModelConfig
 from ..model import MaskRCNN
 from .instances import draw_instances, has_keypoints
+from .panels import draw_boxes
 from .stages import Stages, run_stages
 from .style import INK, MUTED, PALETTE, array, frame, label_colour, show_array, show_image, styled
 
@@ -133,15 +133,10 @@ def _draw_anchors(cell: SubFigure, stages: Stages, context: dict) -> None:
         across, down = places[level % len(places)] if len(stages.anchors) > 1 else (0.5, 0.5)
         start = (int(down * rows) * columns + int(across * columns)) * stages.anchors_per_cell
         group = array(anchors[start : start + stages.anchors_per_cell])
-        _boxes(axes, group, PALETTE[level % 4], linewidth=1.5)
+        draw_boxes(axes, group, PALETTE[level % 4], linewidth=1.5)
         centre = (group[:, :2] + group[:, 2:]).mean(axis=0) / 2
         axes.plot(*centre, "o", color=PALETTE[level % 4], markersize=3.5)
     _keep_view(axes, stages.image)
-
-
-def _boxes(axes: Axes, boxes, colour, **style) -> None:
-    for x1, y1, x2, y2 in array(boxes):
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style))
 
 
 def _keep_view(axes: Axes, image: torch.Tensor) -> None:
@@ -151,8 +146,8 @@ def _keep_view(axes: Axes, image: torch.Tensor) -> None:
 def _draw_proposals(cell: SubFigure, stages: Stages, boxes: torch.Tensor) -> None:
     axes = _whole(cell)
     show_image(axes, stages.image * 0.7 + 0.3)
-    _boxes(axes, boxes, INK, linewidth=2.0, alpha=0.25)
-    _boxes(axes, boxes, PALETTE[1], linewidth=1.0)
+    draw_boxes(axes, boxes, INK, linewidth=2.0, alpha=0.25)
+    draw_boxes(axes, boxes, PALETTE[1], linewidth=1.0)
     _keep_view(axes, stages.image)
 
 

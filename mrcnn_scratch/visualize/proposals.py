@@ -2,18 +2,12 @@
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from ..boxes import box_iou
+from .panels import draw_boxes
 from .style import INK, PALETTE, show_image
 
 HIT, MISS, BACKGROUND = PALETTE[0], PALETTE[1], PALETTE[3]
-
-
-def outline_boxes(axes: Axes, boxes: torch.Tensor, colour: str, **style) -> None:
-    """Draws the outlines of (R, 4) xyxy boxes; ``style`` goes to the rectangles."""
-    for x1, y1, x2, y2 in boxes.tolist():
-        axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style))
 
 
 def show_samples(axes: Axes, image: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor) -> None:
@@ -26,8 +20,8 @@ def show_samples(axes: Axes, image: torch.Tensor, positive: torch.Tensor, negati
         negative: (M, 4) xyxy, pixels.
     """
     _pale(axes, image)
-    outline_boxes(axes, negative, BACKGROUND, linewidth=0.8)
-    outline_boxes(axes, positive, HIT, linewidth=2.2)
+    draw_boxes(axes, negative, BACKGROUND, linewidth=0.8)
+    draw_boxes(axes, positive, HIT, linewidth=2.2)
 
 
 def show_proposals(axes: Axes, image: torch.Tensor, proposals: torch.Tensor, truth: torch.Tensor) -> int:
@@ -51,9 +45,9 @@ def show_proposals(axes: Axes, image: torch.Tensor, proposals: torch.Tensor, tru
         best[which[iou >= 0.5]] = True
         found = int((iou >= 0.5).sum())
     _pale(axes, image)
-    outline_boxes(axes, proposals[~best], MISS, linewidth=0.9, alpha=0.6)
-    outline_boxes(axes, proposals[best], HIT, linewidth=2.4)
-    outline_boxes(axes, truth, INK, linewidth=1.4, linestyle="--")
+    draw_boxes(axes, proposals[~best], MISS, linewidth=0.9, alpha=0.6)
+    draw_boxes(axes, proposals[best], HIT, linewidth=2.4)
+    draw_boxes(axes, truth, INK, linewidth=1.4, linestyle="--")
     return found
 
 

@@ -28,33 +28,18 @@ config, class_names, skeleton = model.config, metadata["class_names"], metadata[
 print(sum(p.numel() for p in model.parameters()), "parameters; classes:", ", ".join(class_names))
 
 # %% [markdown]
-# Two helpers for the pictures of this notebook: a row of axes, and boxes drawn on one of them. (Figures are stored as
+# Two helpers for the pictures: `axes_row`, axes side by side, and `draw_boxes` on one of them. (Figures are stored as
 # JPEG, which keeps the file small.) A box is always `x1, y1, x2, y2` in pixels: left, top, right, bottom. Coordinates
 # are continuous: pixel i covers the interval from i to i + 1, so that the left edge of the image is x = 0 and the
 # right edge is x = 128.
 
 # %%
-import matplotlib.pyplot as plt
-from matplotlib.patches import Rectangle
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from mrcnn_scratch.visualize.panels import axes_row, draw_boxes
 from mrcnn_scratch.visualize.style import PALETTE, label_colour, show_array, show_image
 
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 65, "optimize": True, "progressive": True})
-
-
-def row(*titles, height=2.5):
-    _, axes = plt.subplots(1, len(titles), figsize=(9, height), dpi=80, layout="constrained", squeeze=False)
-    for panel, title in zip(axes[0], titles, strict=True):
-        panel.set_title(title, fontsize=10)
-    return axes[0]
-
-
-def draw_boxes(panel, boxes, colour, **style):
-    for x1, y1, x2, y2 in boxes.tolist():
-        panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style))
-    panel.set(xlim=(0, 128), ylim=(128, 0))
-
 
 # %% [markdown]
 # Image 95 of the validation split, which the checkpoint never saw in training: two persons, a star and a ring. The
@@ -67,7 +52,7 @@ data = ShapesDataset("demo", split="val", seed=0)
 image, target = data[95]
 print("image ", tuple(image.shape), image.dtype)
 print("labels", [class_names[label] for label in target["labels"]])
-(panel,) = row("the image: 128 x 128 pixels", height=3)
+(panel,) = axes_row("the image: 128 x 128 pixels", height=3)
 show_image(panel, image)
 pale = image * 0.45 + 0.55  # for the pictures with boxes
 
@@ -109,7 +94,7 @@ print([round(x, 1) for x in decode_boxes(delta, anchor)[0].tolist()])
 # proposal to detection. You will write it in notebook 01.
 
 # %%
-(panel,) = row("dashed: the anchor, solid: after its deltas", height=3)
+(panel,) = axes_row("dashed: the anchor, solid: after its deltas", height=3)
 show_image(panel, pale)
 draw_boxes(panel, decode_boxes(delta, anchor), PALETTE[1], linewidth=3)
 draw_boxes(panel, anchor, PALETTE[3], linestyle="--", linewidth=1.5)
@@ -140,7 +125,7 @@ print(f"values {image.min():.1f} .. {image.max():.1f} become {batch.images.min()
 # %%
 features = model.extract(batch.images)
 names = [f"P{level}, stride {stride}" for level, stride in enumerate(config.strides, start=2)]
-for panel, name, feature in zip(row(*names), names, features, strict=True):
+for panel, name, feature in zip(axes_row(*names), names, features, strict=True):
     print(name, tuple(feature.shape))
     show_array(panel, feature[0].norm(dim=0), cmap="magma", interpolation="nearest")
 
@@ -154,7 +139,7 @@ for panel, name, feature in zip(row(*names), names, features, strict=True):
 
 # %%
 anchors = model.anchors(features)
-for panel, name, level, feature in zip(row(*names), names, anchors, features, strict=True):
+for panel, name, level, feature in zip(axes_row(*names), names, anchors, features, strict=True):
     rows, columns = feature.shape[-2:]
     print(f"{name}: {rows} x {columns} cells x {len(level) // (rows * columns)} shapes = {len(level)} anchors")
     show_image(panel, pale)
@@ -176,7 +161,7 @@ print(f"You guessed {guess_anchors}; there are {count}, and three quarters of th
 
 # %%
 objectness, rpn_deltas = model.rpn(features)
-for panel, name, feature, logits in zip(row(*names), names, features, objectness, strict=True):
+for panel, name, feature, logits in zip(axes_row(*names), names, features, objectness, strict=True):
     print(f"{name}: {int((logits > 0).sum())} of {logits.shape[1]} anchors are more likely object than not")
     best = logits[0].view(*feature.shape[-2:], 3).amax(dim=2).sigmoid()
     show_array(panel, best, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
@@ -199,7 +184,7 @@ after_nms = len(propose(objectness, rpn_deltas, anchors, batch.sizes, unlimited,
 print(f"{count} anchors -> {top} best -> {after_nms} after NMS -> {len(proposals[0])} proposals")
 
 # %%
-for panel, number in zip(row("the best 10", "the best 50", "all 200", height=2.6), (10, 50, 200), strict=True):
+for panel, number in zip(axes_row("the best 10", "the best 50", "all 200", height=2.6), (10, 50, 200), strict=True):
     show_image(panel, pale)
     draw_boxes(panel, proposals[0][:number], PALETTE[3], linewidth=1)
 
@@ -214,7 +199,7 @@ for panel, number in zip(row("the best 10", "the best 50", "all 200", height=2.6
 # %%
 pooled = model.pool(features, proposals, config.box_pool)
 print("pooled", tuple(pooled.shape))
-where, what, some, other = row("the best proposal", "strength of its features", "channel 0", "channel 1")
+where, what, some, other = axes_row("the best proposal", "strength of its features", "channel 0", "channel 1")
 show_image(where, image)
 draw_boxes(where, proposals[0][:1], "white", linewidth=2)
 for panel, values in ((what, pooled[0].norm(dim=0)), (some, pooled[0, 0]), (other, pooled[0, 1])):
@@ -233,7 +218,7 @@ logits, deltas = model.box_predictor(model.box_trunk(pooled))
 print("logits", tuple(logits.shape), "deltas", tuple(deltas.shape))
 winner = logits.argmax(dim=1)
 titles = [f"{name}: {int((winner == label).sum())} RoIs" for label, name in enumerate(class_names)]
-for label, panel in enumerate(row(*titles)):
+for label, panel in enumerate(axes_row(*titles)):
     show_image(panel, pale)
     draw_boxes(panel, proposals[0][winner == label], label_colour(label) if label else "#555555", linewidth=1)
 
@@ -258,7 +243,7 @@ for label, score in zip(found["labels"], found["scores"], strict=True):
 sure = {key: value[found["scores"] >= 0.5] for key, value in found.items()}
 shown = {"votes": votes, "after NMS": found, "with score >= 0.5": sure}
 titles = [f"{len(detections['boxes'])} {text}" for text, detections in shown.items()]
-for panel, detections in zip(row(*titles, height=2.6), shown.values(), strict=True):
+for panel, detections in zip(axes_row(*titles, height=2.6), shown.values(), strict=True):
     show_image(panel, pale)
     for label in (1, 2, 3):
         draw_boxes(panel, detections["boxes"][detections["labels"] == label], label_colour(label), linewidth=1.5)
@@ -283,7 +268,7 @@ print(f"You guessed {guess_place!r}; it is {largest!r}.")
 # %%
 steps = {"anchors": count, "best of each map": top, "after proposal NMS": after_nms, "proposals": len(proposals[0])}
 steps |= {"votes of 3 classes": all_votes, "score > 0.05": len(votes["boxes"]), "after class NMS": len(found["boxes"])}
-(panel,) = row("boxes that are left after each step", height=2.8)
+(panel,) = axes_row("boxes that are left after each step", height=2.8)
 panel.barh(list(steps), list(steps.values()), color=PALETTE[3])
 panel.bar_label(panel.containers[0], padding=3, fontsize=9)
 panel.set(xscale="log", xlim=(1, 12000), xlabel="boxes (logarithmic)")
@@ -308,7 +293,7 @@ print("pasted masks", tuple(masks.shape))
 person = int((found["labels"] == 1).nonzero()[1])  # the second person of the list
 
 # %%
-*small, pasted = row(*(f"{name}'s mask" for name in class_names), "the person's, pasted")
+*small, pasted = axes_row(*(f"{name}'s mask" for name in class_names), "the person's, pasted")
 for panel, mask in zip(small, mask_logits[person].sigmoid(), strict=True):
     show_array(panel, mask, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 show_image(pasted, image * (0.3 + 0.7 * (masks[person] >= 0.5)))
@@ -331,7 +316,7 @@ print("heatmaps", tuple(heatmaps.shape), "keypoints", tuple(keypoints.shape))
 
 # %%
 joints = [metadata["keypoint_names"].index(name) for name in ("nose", "left_wrist", "right_ankle")]
-*maps, points = row("nose", "left wrist", "right ankle", "all 17 points")
+*maps, points = axes_row("nose", "left wrist", "right ankle", "all 17 points")
 for panel, joint in zip(maps, joints, strict=True):
     probability = heatmaps[person, joint].flatten().softmax(dim=0).view(heatmaps.shape[-2:])
     show_array(panel, probability, cmap="magma", interpolation="nearest")
@@ -377,7 +362,7 @@ for key, value in detection.items():
 # %%
 from mrcnn_scratch.visualize import draw_instances
 
-truth, result = row("the target", "model([image]), score >= 0.5", height=3.8)
+truth, result = axes_row("the target", "model([image]), score >= 0.5", height=3.8)
 draw_instances(truth, image, target, class_names, skeleton)
 draw_instances(result, image, detection, class_names, skeleton)
 
@@ -393,7 +378,7 @@ swapped = [rois[:, [1, 0, 3, 2]] for rois in proposals]  # the bug
 bad_logits, bad_deltas = model.box_predictor(model.box_trunk(model.pool(features, swapped, config.box_pool)))
 bad = detect_boxes(bad_logits, bad_deltas, proposals[0], batch.sizes[0], config)
 print(f"sure detections: {int((bad['scores'] >= 0.5).sum())}, best score {bad['scores'].max():.2f}")
-healthy, broken = row("healthy", "x and y of the RoIs swapped", height=3.8)
+healthy, broken = axes_row("healthy", "x and y of the RoIs swapped", height=3.8)
 draw_instances(healthy, pale, found, class_names)
 draw_instances(broken, pale, bad, class_names)
 

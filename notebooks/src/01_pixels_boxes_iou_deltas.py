@@ -12,29 +12,15 @@
 # so that *Run All* always reaches the end. Hints are folded, the solution below them, too.
 
 # %%
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.patches import Rectangle
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from mrcnn_scratch import ShapesDataset
 from mrcnn_scratch.course.checks import check_decode, check_encode, check_iou
+from mrcnn_scratch.visualize.panels import axes_row, draw_boxes
 from mrcnn_scratch.visualize.style import PALETTE, show_image
 
 set_matplotlib_formats("png")
-
-
-def row(*titles, height=2.8):
-    _, axes = plt.subplots(1, len(titles), figsize=(9, height), dpi=80, layout="constrained", squeeze=False)
-    for panel, title in zip(axes[0], titles, strict=True):
-        panel.set_title(title, fontsize=10)
-    return axes[0]
-
-
-def draw_box(panel, box, colour, **style):
-    x1, y1, x2, y2 = box.tolist()
-    panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **({"fill": False, "edgecolor": colour} | style)))
-
 
 # %% [markdown]
 # ## A pixel is a square
@@ -49,12 +35,12 @@ data = ShapesDataset("demo", 200, split="val", seed=0)
 image, target = data[95]
 corner = image[:, 56:64, 34:46]  # rows first: 8 rows, 12 columns
 print("image", tuple(image.shape), "corner", tuple(corner.shape))
-whole, zoom = row("the image: 128 x 128", "12 x 8 pixels of it", height=3)
+whole, zoom = axes_row("the image: 128 x 128", "12 x 8 pixels of it", height=3)
 show_image(whole, image)
-draw_box(whole, torch.tensor([34.0, 56.0, 46.0, 64.0]), "white", linewidth=2)
+draw_boxes(whole, torch.tensor([34.0, 56.0, 46.0, 64.0]), "white", linewidth=2)
 zoom.imshow(corner.permute(1, 2, 0), extent=(34, 46, 64, 56), interpolation="nearest")
 box = torch.tensor([37.0, 57.0, 42.5, 62.0])
-draw_box(zoom, box, PALETTE[1], linewidth=3)
+draw_boxes(zoom, box, PALETTE[1], linewidth=3)
 _ = zoom.set(xticks=range(34, 47), yticks=range(56, 65), xlabel="x, pixels", ylabel="y, pixels (down)")
 
 # %% [markdown]
@@ -91,10 +77,10 @@ guess_loser = "same"  # "large", "small" or "same"
 
 # %%
 a, b = torch.tensor([0.0, 0.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, 3.0, 1.0])
-(panel,) = row("a (solid), b (dashed), shared (grey): 1 of 3 pixels", height=2)
-draw_box(panel, torch.tensor([1.0, 0.0, 2.0, 1.0]), "none", fill=True, facecolor="0.8")
-draw_box(panel, a, PALETTE[0], linewidth=4)
-draw_box(panel, b, PALETTE[1], linewidth=4, linestyle="--")
+(panel,) = axes_row("a (solid), b (dashed), shared (grey): 1 of 3 pixels", height=2)
+draw_boxes(panel, torch.tensor([1.0, 0.0, 2.0, 1.0]), "none", fill=True, facecolor="0.8")
+draw_boxes(panel, a, PALETTE[0], linewidth=4)
+draw_boxes(panel, b, PALETTE[1], linewidth=4, linestyle="--")
 _ = panel.set(xlim=(-0.2, 3.2), ylim=(1.2, -0.2), xticks=range(4), yticks=(0, 1), aspect="equal", xlabel="x, pixels")
 
 # %% [markdown]
@@ -153,11 +139,11 @@ both = box_iou(still + shift[:, None], still)[:, 0]  # right and down
 print(f"You guessed {guess_iou}; moved by 10 of 100 pixels the IoU is {iou[10]:.2f}, diagonally {both[10]:.2f}.")
 
 # %%
-where, curve = row("moved by 10, 30 and 60 pixels", "what the IoU makes of it", height=3)
+where, curve = axes_row("moved by 10, 30 and 60 pixels", "what the IoU makes of it", height=3)
 for pixels, colour in zip((10, 30, 60), PALETTE[1:4], strict=True):
-    draw_box(where, moved[pixels], colour, linewidth=2)
+    draw_boxes(where, moved[pixels], colour, linewidth=2)
     curve.plot(pixels, iou[pixels], "o", color=colour)
-draw_box(where, still[0], PALETTE[0], linewidth=3)
+draw_boxes(where, still[0], PALETTE[0], linewidth=3)
 where.set(xlim=(-10, 170), ylim=(110, -10), aspect="equal", xlabel="x, pixels")
 curve.plot(shift, iou, color=PALETTE[0], label="to the right")
 curve.plot(shift, both, color=PALETTE[0], linestyle="--", label="right and down")
@@ -272,13 +258,13 @@ check_decode(my_decode)
 from mrcnn_scratch import decode_boxes, encode_boxes
 
 anchor = torch.tensor([[40.0, 30.0, 80.0, 50.0]])  # 40 wide, 20 high
-across, down, wide = row("dx = -0.5, 0, 0.5", "dy = -0.5, 0, 0.5", "dw = -0.7, 0, 0.7", height=2.2)
+across, down, wide = axes_row("dx = -0.5, 0, 0.5", "dy = -0.5, 0, 0.5", "dw = -0.7, 0, 0.7", height=2.2)
 for place, (panel, step) in enumerate(((across, 0.5), (down, 0.5), (wide, 0.7))):
     for sign, colour in ((-1, PALETTE[1]), (1, PALETTE[2])):
         delta = torch.zeros(1, 4)
         delta[0, place] = sign * step
-        draw_box(panel, decode_boxes(delta, anchor)[0], colour, linewidth=2)
-    draw_box(panel, anchor[0], PALETTE[0], linewidth=2, linestyle="--")
+        draw_boxes(panel, decode_boxes(delta, anchor)[0], colour, linewidth=2)
+    draw_boxes(panel, anchor[0], PALETTE[0], linewidth=2, linestyle="--")
     panel.set(xlim=(10, 110), ylim=(70, 10), aspect="equal")
 
 # %% [markdown]
@@ -294,7 +280,7 @@ print(len(boxes), "objects; mean", [f"{x:.2f}" for x in deltas.mean(0)], "spread
 torch.testing.assert_close(decode_boxes(deltas, anchor), boxes, rtol=0, atol=1e-3)
 
 # %%
-pixels, shares = row("in pixels: x1 of the object", "as deltas", height=2.6)
+pixels, shares = axes_row("in pixels: x1 of the object", "as deltas", height=2.6)
 pixels.hist(boxes[:, 0], bins=30, color=PALETTE[0])
 pixels.set(xlabel="pixels", ylabel="objects")
 for place, name in enumerate(("dx", "dy", "dw", "dh")):

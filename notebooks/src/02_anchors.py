@@ -8,31 +8,17 @@
 # downloaded.
 
 # %%
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import Rectangle
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from mrcnn_scratch import ShapesDataset, box_iou
 from mrcnn_scratch.course.checks import check_cell_anchors, check_grid_anchors
+from mrcnn_scratch.visualize.panels import axes_row, draw_boxes
 from mrcnn_scratch.visualize.recall import draw_iou_by_size, draw_recall
 from mrcnn_scratch.visualize.style import PALETTE, show_image
 
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75, "optimize": True, "progressive": True})
-
-
-def row(*titles, height=2.8, widths=None):
-    figure = plt.figure(figsize=(9, height), dpi=80, layout="constrained")
-    axes = figure.subplots(1, len(titles), squeeze=False, width_ratios=widths)
-    for panel, title in zip(axes[0], titles, strict=True):
-        panel.set_title(title, fontsize=10)
-    return axes[0]
-
-
-def draw_boxes(panel, boxes, colour, **style):
-    for x1, y1, x2, y2 in boxes.tolist():
-        panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **({"fill": False, "edgecolor": colour} | style)))
-
 
 # %% [markdown]
 # ## A fixed number of questions
@@ -47,7 +33,7 @@ data = ShapesDataset("multiscale", 200, split="val", seed=0, image_size=(192, 25
 image, target = data[5]
 print("image", tuple(image.shape), "objects", len(target["boxes"]))
 pale = image * 0.45 + 0.55
-picture, dots = row("four objects", "12 x 16 cells of 16 pixels, and their centres", height=3.4)
+picture, dots = axes_row("four objects", "12 x 16 cells of 16 pixels, and their centres", height=3.4)
 show_image(picture, image)
 show_image(dots, pale)
 draw_boxes(picture, target["boxes"], "white", linewidth=1.5)
@@ -82,7 +68,7 @@ guess_helps = "stride"  # "ratios", "sizes" or "stride"
 # about equally large things.
 
 # %%
-(panel,) = row("size 32, ratios 0.25, 1 and 4: the same area three times", height=3)
+(panel,) = axes_row("size 32, ratios 0.25, 1 and 4: the same area three times", height=3)
 for ratio, colour in zip((0.25, 1.0, 4.0), PALETTE[1:4], strict=True):
     w, h = 32 / ratio**0.5, 32 * ratio**0.5
     print(f"ratio {ratio}: {w:.0f} wide, {h:.0f} high, area {w * h:.0f}")
@@ -143,7 +129,7 @@ place = torch.tensor([136.0, 104.0, 136.0, 104.0])
 one_size, one_ratio = cell_anchors((64.0,), ratios), cell_anchors((32.0, 64.0, 128.0), (1.0,))
 all_nine = cell_anchors((32.0, 64.0, 128.0), ratios)
 print("A =", len(one_size), len(one_ratio), len(all_nine))
-panels = row("3 ratios of one size", "3 sizes of one ratio", "3 x 3", height=2.5)
+panels = axes_row("3 ratios of one size", "3 sizes of one ratio", "3 x 3", height=2.5)
 for panel, cell in zip(panels, (one_size, one_ratio, all_nine), strict=True):
     show_image(panel, pale)
     draw_boxes(panel, cell + place, PALETTE[3], linewidth=2)
@@ -202,7 +188,7 @@ check_grid_anchors(my_grid_anchors)
 
 # %%
 small = grid_anchors(cell_anchors((20.0,), (0.5, 2.0)), 2, 4, (16, 24))
-(panel,) = row("2 x 4 cells of 16 x 24 pixels, two anchors each: their places in the list", height=3)
+(panel,) = axes_row("2 x 4 cells of 16 x 24 pixels, two anchors each: their places in the list", height=3)
 for place, box in enumerate(small):
     colour = PALETTE[3] if place % 2 == 0 else PALETTE[1]
     draw_boxes(panel, box[None], colour, linewidth=1, alpha=0.6)
@@ -247,7 +233,7 @@ for stride in (16, 8, 4):
 print(f"You guessed {guess_iou}; it is 0.39, though an anchor of the very shape is at every cell.")
 
 # %%
-worst, curve = row("the worst place, stride 16", "sliding along the diagonal", height=3, widths=(1, 1.6))
+worst, curve = axes_row("the worst place, stride 16", "sliding along the diagonal", height=3, widths=(1, 1.6))
 for (stride, best), colour in zip(found.items(), (PALETTE[3], PALETTE[1], PALETTE[2]), strict=True):
     curve.plot(slide, best, color=colour, label=f"stride {stride}")
 curve.set(xlabel="moved right and down by, pixels", ylabel="best IoU", ylim=(0, 1.05))
@@ -300,7 +286,7 @@ for name, (count, best) in designs.items():
 print(f"You guessed {guess_helps!r}; it is 'sizes'.")
 
 # %%
-bars, curves = row("recall at IoU 0.5, and at 0.7 (dark)", "mean best IoU, by the object's size", height=3.4)
+bars, curves = axes_row("recall at IoU 0.5, and at 0.7 (dark)", "mean best IoU, by the object's size", height=3.4)
 reached = {name: best for name, (_, best) in designs.items()}
 draw_recall(bars, reached)
 draw_iou_by_size(curves, (width * height).sqrt(), {name: reached[name] for name in list(reached)[::3]})
@@ -328,7 +314,7 @@ level = levels[1]  # stride 8, size 32
 answer = box_iou(level, target["boxes"][1:])[:, 0]  # (H * W * A,) the IoU with the cross
 output = answer.view(24, 32, 3).permute(2, 0, 1)  # (A, H, W): as it leaves a convolution
 readings = {"(H, W, A)": output.permute(1, 2, 0).flatten(), "(A, H, W)": output.flatten()}
-panels = row("right: permuted, then flattened", "wrong: flattened as it is", height=3.4)
+panels = axes_row("right: permuted, then flattened", "wrong: flattened as it is", height=3.4)
 for panel, (order, scores) in zip(panels, readings.items(), strict=True):
     top = scores.topk(20).indices
     print(f"read as {order}: scores of the best 20 {scores[top].mean():.2f}, their true IoU {answer[top].mean():.2f}")

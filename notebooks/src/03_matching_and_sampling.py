@@ -8,26 +8,17 @@
 # downloaded.
 
 # %%
-import matplotlib.pyplot as plt
 import torch
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from mrcnn_scratch import ShapesDataset, box_iou, encode_boxes
 from mrcnn_scratch.anchors import pyramid_anchors
 from mrcnn_scratch.course.checks import check_match, check_sample
-from mrcnn_scratch.visualize.matching import draw_labels, draw_rectangles
+from mrcnn_scratch.visualize.matching import draw_labels
+from mrcnn_scratch.visualize.panels import axes_row, draw_boxes
 from mrcnn_scratch.visualize.style import PALETTE, show_image
 
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75, "optimize": True, "progressive": True})
-
-
-def panels(*titles, rows=1, height=2.8):
-    figure = plt.figure(figsize=(9, height), dpi=80, layout="constrained")
-    axes = list(figure.subplots(rows, len(titles) // rows, squeeze=False).flat)
-    for panel, title in zip(axes, titles, strict=True):
-        panel.set_title(title, fontsize=10)
-    return axes
-
 
 # %% [markdown]
 # ## Thousands of anchors, four objects
@@ -47,9 +38,9 @@ iou = box_iou(target["boxes"], anchors)  # (G, A)
 print("overlaps", tuple(iou.shape), "of", len(target["boxes"]), "objects and", len(anchors), "anchors")
 
 # %%
-picture, overlaps = panels("four objects", "best IoU of 12,240 anchors", height=3)
+picture, overlaps = axes_row("four objects", "best IoU of 12,240 anchors", height=3)
 show_image(picture, image)
-draw_rectangles(picture, target["boxes"], "white", linewidth=1.5)
+draw_boxes(picture, target["boxes"], "white", linewidth=1.5)
 overlaps.hist(iou.amax(dim=0), bins=40, range=(0, 1), log=True, color=PALETTE[3])
 for threshold in (0.3, 0.7):
     overlaps.axvline(threshold, color=PALETTE[1], linestyle="--")
@@ -144,7 +135,7 @@ from mrcnn_scratch.matching import match
 matches = match(iou, 0.7, 0.3, allow_low_quality=True)
 titles = [f"stride {stride}, size {size:.0f}" for stride, (size,) in zip(strides, sizes, strict=True)]
 parts = matches.split([len(level) for level in levels])
-for panel, level, part in zip(panels(*titles, rows=2, height=7), levels, parts, strict=True):
+for panel, level, part in zip(axes_row(*titles, rows=2, height=7), levels, parts, strict=True):
     draw_labels(panel, image, level, part)
 positive, ignored = int((matches >= 0).sum()), int((matches == -2).sum())
 print(f"{positive} positive, {ignored} ignored, {len(matches) - positive - ignored} background")
@@ -248,10 +239,10 @@ from mrcnn_scratch.matching import sample
 
 yes, no = sample(matches, 64, 0.5, torch.Generator().manual_seed(0))
 print(len(yes), "positives,", len(no), "negatives, of which", int((no < len(levels[0])).sum()), "at stride 4")
-left, right = panels("positives: all 6", "negatives: 58 of 12,035", height=3.3)
+left, right = axes_row("positives: all 6", "negatives: 58 of 12,035", height=3.3)
 for panel, chosen, colour in ((left, yes, PALETTE[3]), (right, no, "0.35")):
     show_image(panel, image * 0.45 + 0.55)
-    draw_rectangles(panel, anchors[chosen], colour, linewidth=1.5)
+    draw_boxes(panel, anchors[chosen], colour, linewidth=1.5)
     panel.set(xlim=(0, 256), ylim=(192, 0))
 
 # %% [markdown]
@@ -316,7 +307,7 @@ for name, each in results.items():
     print(f"{false} of the {len(yes)} have an IoU below 0.3; largest shift {shift:.1f} anchor sides")
 
 # %%
-both = panels("package, stride 16", "naive, stride 16", height=3.4)
+both = axes_row("package, stride 16", "naive, stride 16", height=3.4)
 for panel, each in zip(both, results.values(), strict=True):
     draw_labels(panel, image, levels[2], each.split([len(level) for level in levels])[2])
 

@@ -9,7 +9,6 @@
 # downloaded.
 
 # %%
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.patches import Rectangle
 from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -18,22 +17,10 @@ from mrcnn_scratch import ShapesDataset, batched_nms, box_iou, clip_boxes_to_ima
 from mrcnn_scratch.boxes import large_enough
 from mrcnn_scratch.course.checks import check_nms, check_propose
 from mrcnn_scratch.predict import shipped_checkpoint
+from mrcnn_scratch.visualize.panels import axes_row, draw_boxes
 from mrcnn_scratch.visualize.style import PALETTE, show_image
 
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80, "optimize": True, "progressive": True})
-
-
-def row(*titles, height=2.5):
-    _, axes = plt.subplots(1, len(titles), figsize=(9, height), dpi=80, layout="constrained", squeeze=False)
-    for panel, title in zip(axes[0], titles, strict=True):
-        panel.set_title(title, fontsize=10)
-    return axes[0]
-
-
-def draw_boxes(panel, boxes, colour, **style):
-    for x1, y1, x2, y2 in boxes.tolist():
-        panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, **style))
-
 
 # %% [markdown]
 # ## One object, many answers
@@ -66,7 +53,7 @@ boxes = clip_boxes_to_image(moved, (104, 128))
 nearest = box_iou(boxes, data[95][1]["boxes"]).argmax(dim=1).bincount().tolist()
 print(f"objectness: best {score[0].sigmoid():.2f}, last {score[-1].sigmoid():.2f}; boxes of each object: {nearest}")
 pale = image * 0.45 + 0.55
-for panel, count in zip(row("the image", "the best 10", "the best 60"), (0, 10, 60), strict=True):
+for panel, count in zip(axes_row("the image", "the best 10", "the best 60"), (0, 10, 60), strict=True):
     show_image(panel, pale if count else image)
     draw_boxes(panel, boxes[:count], PALETTE[3], linewidth=1)
 
@@ -97,7 +84,7 @@ guess_many = 0.7  # 0.3, 0.7 or 1.0
 
 # %%
 three = torch.tensor([[0.0, 0.0, 4.0, 2.0], [1.0, 0.0, 5.0, 2.0], [2.0, 0.0, 6.0, 2.0]])
-(panel,) = row("a 0.9 (solid), b 0.8 (dashed, goes), c 0.7 (dotted)", height=2.4)
+(panel,) = axes_row("a 0.9 (solid), b 0.8 (dashed, goes), c 0.7 (dotted)", height=2.4)
 for box, colour, line in zip(three, PALETTE[1:4], ("-", "--", ":"), strict=True):
     draw_boxes(panel, box[None], colour, linewidth=4, linestyle=line)
 _ = panel.set(xlim=(-0.3, 6.3), ylim=(2.3, -0.3), xticks=range(7), yticks=range(3), aspect="equal", xlabel="x, pixels")
@@ -151,7 +138,7 @@ check_nms(my_nms)
 # %%
 kept = nms(boxes, score, 0.5)
 owner = kept[box_iou(boxes, boxes[kept]).gt(0.5).int().argmax(dim=1)]  # the best kept box that a box overlaps
-before, after = row("60 boxes, coloured by the one that stays", f"the {len(kept)} that stay at 0.5", height=3.4)
+before, after = axes_row("60 boxes, coloured by the one that stays", f"the {len(kept)} that stay at 0.5", height=3.4)
 for panel in (before, after):
     show_image(panel, pale)
 for place, index in enumerate(kept[:4]):
@@ -169,7 +156,7 @@ print("stay:", kept.tolist())
 thresholds = (0.3, 0.5, 0.7, 0.9)
 chosen = [nms(boxes, score, threshold) for threshold in thresholds]
 titles = [f"threshold {threshold}: {len(k)} stay" for threshold, k in zip(thresholds, chosen, strict=True)]
-for panel, k in zip(row(*titles, height=2.2), chosen, strict=True):
+for panel, k in zip(axes_row(*titles, height=2.2), chosen, strict=True):
     show_image(panel, pale)
     draw_boxes(panel, boxes[k], PALETTE[3], linewidth=1)
 
@@ -279,7 +266,7 @@ print("anchors, best of each map, after NMS, proposals:", counts)
 
 # %%
 steps = {"best 30, moved": moved[:30], "clipped": boxes[:30], "best 30 after NMS": proposals[:30]}
-for panel, drawn in zip(row(*steps, height=3), steps.values(), strict=True):
+for panel, drawn in zip(axes_row(*steps, height=3), steps.values(), strict=True):
     show_image(panel, pale)
     panel.add_patch(Rectangle((0, 104), 128, 24, facecolor="0.75"))
     draw_boxes(panel, drawn, PALETTE[3], linewidth=1)
@@ -310,7 +297,7 @@ def recall(found, limit, iou):
 # %%
 sweep = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
 found = {t: propose(*answers, no_limit.with_fields(rpn_nms=t), training=False) for t in sweep}
-for panel, iou in zip(row("found at IoU 0.5", "found at IoU 0.75", height=3), (0.5, 0.75), strict=True):
+for panel, iou in zip(axes_row("found at IoU 0.5", "found at IoU 0.75", height=3), (0.5, 0.75), strict=True):
     for limit, colour, marker in ((5, PALETTE[1], "o"), (20, PALETTE[0], "s"), (200, PALETTE[3], "^")):
         line = [recall(found[t], limit, iou) for t in sweep]
         panel.plot(sweep, line, color=colour, marker=marker, label=f"{limit} proposals an image")
@@ -363,7 +350,7 @@ for size in (1, 2, 4, 6, 12):
 # %%
 shown = [limit_over_batches(size, 20)[4] for size in (1, 4, 12)]
 titles = [f"in a batch of {size}: {len(drawn)} left" for size, drawn in zip((1, 4, 12), shown, strict=True)]
-for panel, drawn in zip(row(*titles, height=3), shown, strict=True):
+for panel, drawn in zip(axes_row(*titles, height=3), shown, strict=True):
     show_image(panel, pictures[4] * 0.45 + 0.55)
     draw_boxes(panel, truths[4], "black", linewidth=2.5)
     draw_boxes(panel, drawn, PALETTE[1], linewidth=1.2)

@@ -10,31 +10,17 @@
 # %%
 import math
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from matplotlib.patches import Rectangle
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from mrcnn_scratch import ShapesDataset, box_iou, build_model, load_model
 from mrcnn_scratch.course.checks import check_fpn, check_roi_level
 from mrcnn_scratch.predict import shipped_checkpoint
+from mrcnn_scratch.visualize.panels import axes_row, draw_boxes
 from mrcnn_scratch.visualize.style import PALETTE, show_array, show_image
 
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80, "optimize": True, "progressive": True})
-
-
-def row(*titles, height=2.2):
-    _, axes = plt.subplots(1, len(titles), figsize=(9, height), dpi=80, layout="constrained", squeeze=False)
-    for panel, title in zip(axes[0], titles, strict=True):
-        panel.set_title(title, fontsize=10)
-    return axes[0]
-
-
-def draw_boxes(panel, boxes, colour, **style):
-    for x1, y1, x2, y2 in boxes.tolist():
-        panel.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **({"fill": False, "edgecolor": colour} | style)))
-
 
 # %% [markdown]
 # ## Four maps, four strides
@@ -56,7 +42,7 @@ for stage, stride in zip(stages, (4, 8, 16, 32), strict=True):
 
 # %%
 pale = image * 0.45 + 0.55
-for panel, stage, stride in zip(row("C2", "C3", "C4", "C5"), stages, (4, 8, 16, 32), strict=True):
+for panel, stage, stride in zip(axes_row("C2", "C3", "C4", "C5", height=2.2), stages, (4, 8, 16, 32), strict=True):
     y, x = (stride * (side // 2) for side in stage.shape[-2:])
     show_image(panel, pale)
     panel.hlines(range(0, 97, stride), 0, 128, color="0.4", linewidth=0.5)
@@ -139,7 +125,7 @@ pixels = batch.images.clone().requires_grad_()
 for letter, network in (("C", model.backbone), ("P", model.extract)):
     seen = list(sight(network(pixels), pixels))
     titles = [f"{letter}{k + 2} sees {float((values > 0).float().mean()):.0%}" for k, values in enumerate(seen)]
-    for k, (panel, values) in enumerate(zip(row(*titles), seen, strict=True)):
+    for k, (panel, values) in enumerate(zip(axes_row(*titles, height=2.2), seen, strict=True)):
         show_array(panel, values**0.3, cmap="magma")
         if letter == "C":
             y, x = (2 ** (k + 2) * (side // 2) + 0.5 for side in stages[k].shape[-2:])
@@ -242,7 +228,7 @@ with torch.no_grad():
     pyramid, side = fpn(stages), fpn.lateral[0](stages[0])
 hook.remove()
 parts = {"C2, lateral": side, "what comes down": sums[0] - side, "their sum": sums[0], "P2": pyramid[0]}
-for panel, values in zip(row(*parts), parts.values(), strict=True):
+for panel, values in zip(axes_row(*parts, height=2.2), parts.values(), strict=True):
     show_array(panel, values[0].norm(dim=0), cmap="magma", interpolation="nearest")
 
 # %% [markdown]
@@ -315,7 +301,7 @@ from mrcnn_scratch.visualize.pyramid import level_map
 
 objects = torch.cat([data[i][1]["boxes"] for i in range(200)])
 sets = {"128-pixel images": objects, "enlarged to 800": objects * 6.25}
-plane, bars = row("which map pools a RoI", f"the {len(objects)} objects, by map", height=4.2)
+plane, bars = axes_row("which map pools a RoI", f"the {len(objects)} objects, by map", height=4.2)
 level_map(plane, sets)
 for shift, (name, boxes), colour in zip((-0.2, 0.2), sets.items(), ("#222222", "white"), strict=True):
     counts = assign_levels(boxes, 2, 5).bincount(minlength=4)
@@ -385,7 +371,7 @@ for name, detections in results.items():
 from mrcnn_scratch.visualize import draw_instances
 
 titles = [f"{what}: {name}" for name in ("nearest", "tiles") for what in ("P2", "found")]
-for place, panel in enumerate(row(*titles)):
+for place, panel in enumerate(axes_row(*titles, height=2.2)):
     name = ("nearest", "tiles")[place // 2]
     if place % 2 == 0:
         show_array(panel, strengths[name], cmap="magma", interpolation="nearest")

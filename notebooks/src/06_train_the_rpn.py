@@ -10,26 +10,19 @@
 # %%
 import os
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from mrcnn_scratch import ShapesDataset, box_iou
 from mrcnn_scratch.course.checks import check_rpn_loss
+from mrcnn_scratch.visualize.panels import axes_row
 from mrcnn_scratch.visualize.proposals import show_proposals, show_samples
 from mrcnn_scratch.visualize.style import PALETTE
 
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80, "optimize": True, "progressive": True})
 FAST = os.environ.get("FAST") == "1"
 torch.set_num_threads(1)  # enough for images this small, and the numbers do not depend on your number of cores
-
-
-def row(*titles, height=2.6):
-    _, axes = plt.subplots(1, len(titles), figsize=(9, height), dpi=80, layout="constrained", squeeze=False)
-    for panel, title in zip(axes[0], titles, strict=True):
-        panel.set_title(title, fontsize=10)
-    return axes[0]
 
 
 # %% [markdown]
@@ -60,7 +53,8 @@ generator = torch.Generator().manual_seed(0)
 positive, negative, wanted = rpn_targets(anchors, target, (96, 160), config, generator)
 print(f"{len(target['boxes'])} objects: {len(positive)} positives, {len(negative)} negatives of {len(anchors)} anchors")
 assert not set(positive.tolist()) & set(negative.tolist())  # no anchor is asked to say both
-whole, asked = row("the image and its objects", "asked: on an object (thick, green), on background (thin, blue)")
+titles = "the image and its objects", "asked: on an object (thick, green), on background (thin, blue)"
+whole, asked = axes_row(*titles, height=2.6)
 show_proposals(whole, image, target["boxes"][:0], target["boxes"])
 show_samples(asked, image, anchors[positive], anchors[negative])
 
@@ -109,7 +103,7 @@ print("box       ", [f"{x:.3f}" for x in smooth], f"sum / 3 = {smooth.sum() / 3:
 
 # %%
 e = torch.linspace(-1.5, 1.5, 301)
-curve, histogram = row("loss of one number", "the deltas wanted, 100 images")
+curve, histogram = axes_row("loss of one number", "the deltas wanted, 100 images", height=2.6)
 for beta, colour, line in ((1 / 9, PALETTE[0], "-"), (1.0, PALETTE[1], "--")):
     curve.plot(e, F.smooth_l1_loss(e, torch.zeros_like(e), beta=beta, reduction="none"), line, color=colour,
                label=f"beta = {'1/9, RPN' if beta < 1 else '1, box head'}")  # fmt: skip
@@ -287,7 +281,7 @@ print(f"You guessed {guess_after}; after {STEPS} steps the 50 best find {reached
 # that is found has its best proposal in green and thick, all others are thin and orange.
 
 # %% tags=["nbval-ignore-output"]
-for panel, (step, boxes) in zip(row(*map(str, shown), height=2.2), shown.items(), strict=True):
+for panel, (step, boxes) in zip(axes_row(*map(str, shown), height=2.2), shown.items(), strict=True):
     found = show_proposals(panel, image, boxes, target["boxes"])
     panel.set_title(f"step {step}: {found} of {len(target['boxes'])} found", fontsize=10)
 
@@ -297,7 +291,7 @@ for panel, (step, boxes) in zip(row(*map(str, shown), height=2.2), shown.items()
 # parts of it. At the end all three are. Seven in ten boxes still show something else, as it should be: recall first.
 
 # %%
-rises, falls = row("recall of the 50 best, 40 images", "losses of the batch", height=2.8)
+rises, falls = axes_row("recall of the 50 best, 40 images", "losses of the batch", height=2.8)
 rises.plot(log[:, 0], log[:, 1], "o-", color=PALETTE[0], markersize=4)
 rises.set(xlabel="step", ylabel="recall at IoU 0.5", ylim=(0, 1.02))
 for place, name, colour, line in ((2, "objectness", PALETTE[3], "-"), (3, "box", PALETTE[1], "--")):
@@ -334,7 +328,7 @@ def broken_loss(logits, deltas, samples, beta):
 
 # %% tags=["nbval-ignore-output"]
 broken_log, broken_shown = train(broken_loss)
-falls, flat, picture = row("objectness loss", "recall of the 50 best", f"broken, step {STEPS}", height=2.4)
+falls, flat, picture = axes_row("objectness loss", "recall of the 50 best", f"broken, step {STEPS}", height=2.4)
 for name, rows, colour, line in (("right", log, PALETTE[0], "-"), ("broken", broken_log, PALETTE[1], "--")):
     falls.plot(rows[:, 0], rows[:, 2], line, color=colour, label=name)
     flat.plot(rows[:, 0], rows[:, 1], line, color=colour, label=name)

@@ -11,24 +11,16 @@
 import itertools
 import math
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from mrcnn_scratch import ShapesDataset
 from mrcnn_scratch.course.checks import check_roi_pool, check_roi_pool_backward
 from mrcnn_scratch.visualize import roi_grids as draw
+from mrcnn_scratch.visualize.panels import axes_row
 from mrcnn_scratch.visualize.style import PALETTE, show_image
 
 set_matplotlib_formats("png")
-
-
-def row(*titles, height=3.2):
-    _, axes = plt.subplots(1, len(titles), figsize=(9, height), dpi=80, layout="constrained", squeeze=False)
-    for panel, title in zip(axes[0], titles, strict=True):
-        panel.set_title(title, fontsize=10)
-    return axes[0]
-
 
 # %% [markdown]
 # ## A box does not know about cells
@@ -47,7 +39,7 @@ print("image", tuple(image.shape), "features", tuple(features.shape))
 print("box in pixels", box.tolist(), "in cells", [round(v / stride, 2) for v in box.tolist()])
 
 # %%
-picture, cells = row("the image and a box", "the map at stride 16, channel 0", height=2.5)
+picture, cells = axes_row("the image and a box", "the map at stride 16, channel 0", height=2.5)
 show_image(picture, image)
 draw.show_map(cells, features[0], stride)
 for panel in (picture, cells):
@@ -82,7 +74,7 @@ guess_outputs = 49  # 4, 7 or 49
 # %%
 numbers = torch.tensor([[[3.0, 1.0, 4.0, 2.0, 5.0, 9.0]]])  # (1, 1, 6)
 span = torch.tensor([20.0, 0.0, 45.0, 4.0])
-(panel,) = row("dashed: the box; green and orange: its two bins", height=2)
+(panel,) = axes_row("dashed: the box; green and orange: its two bins", height=2)
 draw.show_map(panel, numbers[0], stride, numbers=".0f", cmap="Greys", vmin=-30)
 draw.draw_bins(panel, draw.pooled_bins(span, (1, 2), stride, (1, 6)), PALETTE[:2], inset=0.8)
 draw.outline(panel, [20, 2, 45, 14], PALETTE[3], linestyle="--", linewidth=2.5)
@@ -160,7 +152,7 @@ from mrcnn_scratch.roi_ops import roi_pool
 size = (3, 2)  # 3 rows of bins, 2 columns
 pooled = roi_pool(features[None], [box[None]], size, 1 / stride)
 print("RoIs, channels, rows, columns:", tuple(pooled.shape))
-wanted, read, out = row("the box in 3 x 2 bins", "the cells that RoIPool reads", "the output")
+wanted, read, out = axes_row("the box in 3 x 2 bins", "the cells that RoIPool reads", "the output", height=3.2)
 for panel, bins in ((wanted, draw.exact_bins(box, size)), (read, draw.pooled_bins(box, size, stride, (7, 8)))):
     draw.show_map(panel, features[0], stride)
     draw.draw_bins(panel, bins, PALETTE[:3], inset=1.5 if panel is read else 0)
@@ -181,7 +173,7 @@ _ = (out.imshow(pooled[0].permute(1, 2, 0)), out.set(xticks=range(2), yticks=ran
 # %%
 start = draw.centres(draw.exact_bins(box, size))
 shift = draw.centres(draw.pooled_bins(box, size, stride, (7, 8))) - start  # (3, 2, 2)
-where, star = row("from where a bin is to where RoIPool reads", "the same six arrows from one point", height=3.6)
+where, star = axes_row("from where a bin is to where RoIPool reads", "the same six arrows from one point", height=3.6)
 draw.show_map(where, features[0], stride)
 draw.outline(where, box, PALETTE[3], linestyle="--")
 draw.draw_arrows(where, start, start + shift, PALETTE[1])
@@ -227,7 +219,7 @@ for step in (4, 8, 16, 32):
     print(f"stride {step:2d}, sides of 8 to 256 pixels: IoU", [f"{value:.2f}" for value in overlaps[step]])
 
 # %%
-edges, cost = row("error of the edges, 2000 boxes", "what is read against the box", height=2.8)
+edges, cost = axes_row("error of the edges, 2000 boxes", "what is read against the box", height=2.8)
 for place, name, colour in ((0, "left edge", PALETTE[3]), (2, "right edge", PALETTE[1])):
     edges.hist(error[:, place], bins=range(-8, 26, 2), histtype="step", linewidth=2, color=colour, label=name)
 edges.set(xlabel="read - box, pixels", ylabel="boxes", ylim=(0, 420))
@@ -260,7 +252,7 @@ print(f"You guessed {guess_outputs}; 49 places give {different} different output
 seen = torch.stack([draw.rounded_box(each, stride) for each in moved])
 
 # %%
-where, value = row("the edges in x: true (dashed), read", "two of the outputs, channel 0", height=2.8)
+where, value = axes_row("the edges in x: true (dashed), read", "two of the outputs, channel 0", height=2.8)
 for place, name, colour in ((0, "left", PALETTE[3]), (2, "right", PALETTE[1])):
     where.plot(slide, moved[:, place], "--", color=colour)
     where.step(slide, seen[:, place], where="post", color=colour, label=f"{name} edge")
@@ -343,7 +335,7 @@ check_roi_pool_backward(my_roi_pool_backward)
 # %%
 leaf = features[None].clone().requires_grad_()
 roi_pool(leaf, [box[None]], size, 1 / stride).sum().backward()
-panels = row(*(f"{name}: gradient 1 from 6 outputs" for name in ("red", "green", "blue")))
+panels = axes_row(*(f"{name}: gradient 1 from 6 outputs" for name in ("red", "green", "blue")), height=3.2)
 for channel, panel in enumerate(panels):
     draw.show_map(panel, leaf.grad[0, channel], stride, numbers=".0f", cmap="Greens", vmin=0, vmax=8, alpha=1)
     draw.outline(panel, box, PALETTE[3], linestyle="--")
@@ -369,7 +361,7 @@ equal = draw.exact_bins(draw.rounded_box(box, stride), size)  # of the rounded R
 middle = draw.centres(equal)
 print(f"RoIWarp: to the right {(middle - start)[..., 0].min():.1f} to {(middle - start)[..., 0].max():.1f} pixels, "
       f"down {(middle - start)[..., 1].min():.1f} to {(middle - start)[..., 1].max():.1f}")  # fmt: skip
-panels = row("RoIPool: six sets of cells", "RoIWarp: 2 x 2 samples a bin", "RoIWarp's error arrows")
+panels = axes_row("RoIPool: six sets of cells", "RoIWarp: 2 x 2 samples a bin", "RoIWarp's error arrows", height=3.2)
 for panel in panels:
     draw.show_map(panel, features[0], stride)
     draw.outline(panel, box, PALETTE[3], linestyle="--")
@@ -412,7 +404,7 @@ from mrcnn_scratch.roi_ops import roi_align
 
 widened = moved + torch.tensor([0.0, 0.0, stride, stride])  # the cell after the last corner; rounding forgotten
 broken = roi_align(features[None], [widened], size, 1 / stride)
-(panel,) = row("row 1, left bin, channel 0, while the box slides", height=2.8)
+(panel,) = axes_row("row 1, left bin, channel 0, while the box slides", height=2.8)
 panel.step(slide, warped[:, 0, 1, 0], where="post", color=PALETTE[3], label="RoIWarp")
 panel.plot(slide, broken[:, 0, 1, 0], color=PALETTE[1], label="without the rounding")
 panel.set(xlabel="moved by, pixels", ylabel="output")

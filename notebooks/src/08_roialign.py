@@ -10,7 +10,6 @@
 # %%
 import itertools
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -18,17 +17,10 @@ from mrcnn_scratch import ShapesDataset
 from mrcnn_scratch.course.checks import check_bilinear, check_roi_align, check_roi_align_backward
 from mrcnn_scratch.roi_ops.reference.sampling import bilinear
 from mrcnn_scratch.visualize import roi_grids as draw
+from mrcnn_scratch.visualize.panels import axes_row
 from mrcnn_scratch.visualize.style import PALETTE
 
 set_matplotlib_formats("png")
-
-
-def row(*titles, height=3.2):
-    _, axes = plt.subplots(1, len(titles), figsize=(9, height), dpi=80, layout="constrained", squeeze=False)
-    for panel, title in zip(axes[0], titles, strict=True):
-        panel.set_title(title, fontsize=10)
-    return axes[0]
-
 
 # %% [markdown]
 # ## Nothing is rounded
@@ -43,7 +35,7 @@ data = ShapesDataset("demo", 200, split="val", seed=0)
 image, target = data[95]
 image, box, stride, size = image[:, :112], target["boxes"][2], 16, (3, 2)  # 112 high, 128 wide
 features = torch.nn.functional.avg_pool2d(image, stride)  # (3, 7, 8): the mean colour of each cell
-pool, align = row("RoIPool: the cells of 3 x 2 bins", "RoIAlign: bins, and their samples")
+pool, align = axes_row("RoIPool: the cells of 3 x 2 bins", "RoIAlign: bins, and their samples", height=3.2)
 draw.draw_bins(pool, draw.pooled_bins(box, size, stride, (7, 8)), PALETTE[:3], inset=1.5)
 draw.draw_bins(align, draw.exact_bins(box, size), PALETTE[:2])
 align.plot(*draw.sample_points(box, size, stride).T, "k.", markersize=6)
@@ -74,7 +66,7 @@ guess_pixels = 0.5  # 0.5, 8 or 16
 
 # %%
 six = torch.tensor([[10.0, 20.0, 30.0], [40.0, 50.0, 60.0]])
-(panel,) = row("a sample at y = 0.5, x = 1.25 (index), and its four neighbours", height=3)
+(panel,) = axes_row("a sample at y = 0.5, x = 1.25 (index), and its four neighbours", height=3)
 draw.show_map(panel, six, numbers=".0f", vmin=-60)
 draw.draw_sample(panel, 1.25 + 0.5, 0.5 + 0.5, (2, 3), 1, PALETTE[3])
 _ = panel.set(xlabel="x, cells (continuous: cell 0 covers 0 to 1)")
@@ -140,7 +132,7 @@ check_bilinear(my_bilinear)
 five = [2.0, 5.0, 3.0, 6.0, 4.0]
 places = torch.linspace(-1, 6, 401).tolist()  # continuous
 read = [sum(weight * five[x] for _, x, weight in bilinear(0.0, place - 0.5, 1, 5, "aligned")) for place in places]
-(panel,) = row("one row of features, read between the cells", height=2.8)
+(panel,) = axes_row("one row of features, read between the cells", height=2.8)
 panel.bar([i + 0.5 for i in range(5)], five, width=1, color="0.9", edgecolor="0.6")
 panel.plot(places, read, color=PALETTE[0], linewidth=2)
 panel.plot([i + 0.5 for i in range(5)], five, "o", color=PALETTE[1])
@@ -157,7 +149,7 @@ _ = panel.set(xlabel="x, cells (continuous)", ylabel="feature", xticks=range(-1,
 
 # %%
 ramp, small = torch.arange(25.0).view(5, 5), torch.tensor([1.0, 1.0, 3.0, 3.0])
-(panel,) = row("the box [1, 1, 3, 3] in 4 x 4 bins of 2 x 2 samples", height=3.6)
+(panel,) = axes_row("the box [1, 1, 3, 3] in 4 x 4 bins of 2 x 2 samples", height=3.6)
 draw.show_map(panel, ramp, numbers=".0f", vmin=-25)
 draw.draw_bins(panel, draw.exact_bins(small, (4, 4)), PALETTE[:2], alpha=0.08)
 panel.plot(*draw.sample_points(small, (4, 4), 1).T, "k.", markersize=4)
@@ -249,7 +241,7 @@ for name, op in ops.items():
     print(f"{name:8s} bias {errors[name].mean().abs():3.1f} pixels, jitter {errors[name].std():3.1f}")
 
 # %%
-curve, first = row("error while the box slides", "one output on the image, channel 0", height=3)
+curve, first = axes_row("error while the box slides", "one output on the image, channel 0", height=3)
 for (name, error), colour in zip(errors.items(), PALETTE, strict=False):
     curve.plot(shift, error, color=colour, label=name, linewidth=2)
 curve.set(xlabel="moved by, pixels", ylabel="error, pixels to the right", ylim=(-3.5, 13))
@@ -398,7 +390,7 @@ for where, some in (("inside", rois[:1]), ("over the border", rois[1:])):
 # %%
 target_bin = draw.exact_bins(box, size)[1, 0]
 y, x = ((torch.arange(length) + 0.5) * stride for length in (7, 8))
-for panel, (name, op) in zip(row(*ops), ops.items(), strict=True):
+for panel, (name, op) in zip(axes_row(*ops, height=3.2), ops.items(), strict=True):
     leaf = features[None].clone().requires_grad_()
     op(leaf, [box[None]], size, 1 / stride)[0, 0, 1, 0].backward()
     landed = leaf.grad[0, 0]  # (7, 8)
@@ -477,7 +469,7 @@ print(f"legacy at stride 16: bias {error.mean():.1f} pixels, jitter {error.std()
 print(f"You guessed {guess_pixels}; it is {error.mean():.0f}.")
 
 # %%
-where, curve = row("dots: samples, aligned; crosses: legacy", "error while the box slides", height=3)
+where, curve = axes_row("dots: samples, aligned; crosses: legacy", "error while the box slides", height=3)
 draw.show_map(where, features[0], stride)
 draw.outline(where, box, PALETTE[3], linestyle="--")
 where.plot(*draw.sample_points(box, size, stride).T, ".", color=PALETTE[0], markersize=8)

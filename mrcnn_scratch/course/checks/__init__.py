@@ -7,17 +7,22 @@ fits the mistake; it never gives the code away.
 
 from .anchors import check_cell_anchors, check_grid_anchors
 from .bilinear import check_bilinear
-from .boxes import check_decode, check_encode, check_iou
+from .deltas import check_decode, check_encode
 from .fpn import check_fpn
-from .kernels import check_align_numba, check_thread_place
+from .iou import check_iou
+from .kernels import check_align_numba
 from .kit import Wrong
 from .levels import check_roi_level
-from .matching import check_match, check_sample
+from .matching import check_match
 from .nms import check_nms
 from .proposals import check_propose
-from .roi_align import check_roi_align, check_roi_align_backward
-from .roi_pool import check_roi_pool, check_roi_pool_backward
+from .roi_align import check_roi_align
+from .roi_align_backward import check_roi_align_backward
+from .roi_pool import check_roi_pool
+from .roi_pool_backward import check_roi_pool_backward
 from .rpn import check_rpn_loss
+from .sampling import check_sample
+from .threads import check_thread_place
 
 __all__ = [
     "Wrong",

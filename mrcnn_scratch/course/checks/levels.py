@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...roi_ops.levels import assign_levels
-from .boxes import some_boxes
+from .iou import some_boxes
 from .kit import Wrong, check, expect_tensor
 
 

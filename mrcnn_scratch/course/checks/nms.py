@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...boxes import box_iou
 from ...nms import nms
-from .boxes import some_boxes
+from .iou import some_boxes
 from .kit import Wrong, check, teacher
 
 PLUS_ONE = "This is what IoUs of widths x2 - x1 + 1 would keep: with continuous coordinates a width is x2 - x1"
