@@ -23,8 +23,8 @@ def assign_levels(
         boxes: (R, 4) float xyxy, image pixels.
         k_min, k_max: finest and coarsest level, as in P2..P5.
         canonical_size, canonical_level: pixels, and the level that a RoI of this size goes to.
-        eps, eps_inside_log: added to the ratio inside the log (ours, Detectron, Detectron2: 1e-8), or, if False, to the
-            logarithm itself (torchvision: 1e-6, which sends 223.9999 to P4).
+        eps, eps_inside_log: added to the ratio inside the log (ours, Detectron2: 1e-8; Detectron: 1e-6), or, if
+            False, to the logarithm itself (torchvision: 1e-6, which sends 223.9999 to P4).
     Returns: (R,) int64, the place of the level in a list that starts at k_min: 0 .. k_max - k_min.
     Raises: ValueError if k_max < k_min or boxes are not (R, 4).
     """

@@ -63,10 +63,10 @@ pale = image * 0.45 + 0.55  # for the pictures with boxes
 #
 # 1. **How many anchors** (boxes of fixed shape, laid over the whole image before the detector has looked at it) does
 #    one 128 x 128 image have: 100, 1,000 or 4,000?
-# 2. On the way to four objects boxes are thrown away in four places. **Which place throws away the largest share of
-#    what it is given?** "top" keeps the 300 most promising boxes of each feature map. "proposal nms" drops
-#    near-duplicates among these. "score" drops those for which no class is likely. "class nms" drops near-duplicates
-#    of the same class at the end.
+# 2. On the way to four objects boxes are thrown away in five places. One is a plain limit, to 200 proposals; leave it
+#    out. **Which of the other four throws away the largest share of what it is given?** "top" keeps the 300 most
+#    promising boxes of each feature map. "proposal nms" drops near-duplicates among these. "score" drops those for
+#    which no class is likely. "class nms" drops near-duplicates of the same class at the end.
 
 # %%
 guess_anchors = 1000  # 100, 1000 or 4000

@@ -153,9 +153,10 @@ _ = curve.legend()
 
 # %% [markdown]
 # A box that is off by a tenth of its width in both directions has an IoU of 0.68, though you would call it good. At
-# 0.5, the grey line, which counts as "found" in half of all papers, the box is off by a third. Keep this picture: when
-# COCO asks for an IoU of 0.75 or 0.95, it asks for errors of a few pixels, and rounding to a grid of 16 pixels, as
-# RoIPool does, is then no detail. Now the second guess.
+# 0.5, the grey line, which counts as "found" in half of all papers, the box is off by a third to the right, or by 18 %
+# in both directions. Keep this picture: an IoU of 0.75, of a box 100 pixels wide, allows 14 pixels to the right or 7
+# in both directions, one of 0.95 only 2.6 or 1.3, and rounding to a grid of 16 pixels, as RoIPool does, is then no
+# detail. Now the second guess.
 
 # %%
 for name, side in (("large", 100.0), ("small", 10.0)):
@@ -218,7 +219,8 @@ check_encode(my_encode)
 #
 # The way back, which runs at every stage of the detector. One thing is new. Early in training the network may answer
 # dw = 100, and exp(100) pixels is more than a float should hold when it is multiplied on. So growth is **capped**: dw
-# and dh above log(1000 / 16) = 4.135 are cut, a factor of 62.5. An anchor of 16 pixels can still become 1,000.
+# and dh above log(1000 / 16) are cut, about 4.135 (let Python compute it), a
+# factor of 62.5. An anchor of 16 pixels can still become 1,000.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -309,7 +311,7 @@ for side in (8.0, 32.0, 128.0):
 
 # %% [markdown]
 # No error, no warning. What is smaller than the anchor comes back too large, what is larger too small; only at the
-# anchor's own size is the width right, and then the place is off by half a pixel. The object of 8 pixels keeps an IoU
+# anchor's own size is the width right, and then the place is off by 0.12 pixels. The object of 8 pixels keeps an IoU
 # of 0.84, before the network has made any mistake of its own. So the bug shows as *bad numbers for small objects* and
 # at strict thresholds, and everybody will blame the network. Detectron had the + 1 on both sides, where it does no
 # harm; Detectron2 removed it in 2019, and torchvision's mask code still has one.

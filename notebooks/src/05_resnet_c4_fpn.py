@@ -52,8 +52,8 @@ for panel, stage, stride in zip(axes_row("C2", "C3", "C4", "C5", height=2.2), st
 # %% [markdown]
 # ## Predict
 #
-# 1. Each halving is a convolution of stride 2. **How many rows and columns has C5 for an image of 75 x 101 pixels:
-#    "2 x 3" or "3 x 4"?**
+# 1. Each halving is a 3 x 3 convolution of stride 2 with a padding of 1. **How many rows and
+#    columns has C5 for an image of 75 x 101 pixels: "2 x 3" or "3 x 4"?**
 # 2. RoIs are pooled from maps by their size; one of 224 x 224 pixels goes to P4. **Where does one of 448 x 112 go,
 #    twice as wide and half as high: "P3", "P4" or "P5"?**
 # 3. That rule has the number 224 in it, and the images of our detector have 128 pixels. **Which map do most of its
@@ -267,8 +267,8 @@ print(f"You guessed {guess_wide!r}; it is 'P4': only the area counts.")
 #
 # <details><summary>Hint 2: whole numbers</summary>
 #
-# `torch.floor` comes after the sum, then `clamp(k_min, k_max)`, and the conversion to int64 last: it would cut -0.16 to
-# 0, and it makes a strange number of infinity.
+# `torch.floor` comes after the sum, then `clamp(k_min, k_max)`, and the conversion to int64 last: of the logarithm
+# it would cut -0.16 to 0, and it makes a strange number of infinity.
 #
 # </details>
 
@@ -291,7 +291,7 @@ check_roi_level(my_roi_level)
 
 # %% [markdown]
 # The package's version is `assign_levels`, used from here on. It returns the *place* of the level in a list that starts
-# at `k_min`, so 0 for P2, and adds 1e-8 to the ratio, as Detectron did. The picture shows the rule as a map of all
+# at `k_min`, so 0 for P2, and adds 1e-8 to the ratio, as Detectron2 does. The picture shows the rule as a map of all
 # shapes of RoIs, with the objects of 200 demo images in it: at their own size, and as they would be if the images were
 # enlarged from 128 to 800 pixels, the size that the paper uses.
 

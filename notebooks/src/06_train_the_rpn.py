@@ -300,11 +300,12 @@ falls.set(xlabel="step", ylabel="loss")
 _ = falls.legend()
 
 # %% [markdown]
-# Read both curves together. Within 20 steps the objectness loss falls from 0.69 to 0.15, most of all that it ever will,
-# while recall has come half the way. What was learned so quickly? "No". Only 5 % of the sampled anchors are positives,
-# and a network that answers "5 %" to everything pays -0.05 log 0.05 - 0.95 log 0.95 = 0.2. A loss tells you how well
-# the network does on the sample it is shown, most of which is easy. The rest of the training hardly moves the loss, and
-# all that makes an RPN happens there.
+# Read both curves together. Within 20 steps the objectness loss falls from 0.69 to 0.15, most of all that it ever
+# will. Recall goes its own way: it can rise before the loss has moved, and fall while the loss falls. What was learned
+# so quickly? "No". Only 5 % of the sampled anchors are positives, and a network that answers "5 %" to everything pays
+# -0.05 log 0.05 - 0.95 log 0.95 = 0.2. A loss tells you how well the network does on the sample it is shown, most of
+# which is easy. The rest of the training moves the loss little on this axis, and recall rises from about half to more
+# than nine tenths there.
 #
 # ## Break it
 #

@@ -292,7 +292,8 @@ print("the person, channel 0: cells", winner[0, 0].tolist(), "= rows", (winner[0
 # %% [markdown]
 # ## Exercise 2: `my_roi_pool_backward`
 #
-# Given the gradient of each output and the cell that won it, give the gradient of the features. About 6 lines.
+# Given the gradient of each output and the cell that won it, give the gradient of the features. About 7 lines, with
+# `itertools.product` for the loops.
 #
 # <details><summary>Hint 1: a flat map</summary>
 #

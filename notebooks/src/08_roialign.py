@@ -159,7 +159,7 @@ _ = panel.set(xlabel="x, cells (continuous)")
 # ## Exercise 2: `my_roi_align`
 #
 # For one image, in plain loops, with the package's `bilinear(y, x, H, W, "aligned")` for the recipe (yours does the
-# same). About 8 lines.
+# same). About 9 lines, with `itertools.product` for the loops over bins and samples.
 #
 # <details><summary>Hint 1: three steps for one RoI</summary>
 #
@@ -273,7 +273,7 @@ _ = first.set(xlabel="moved by, pixels", ylabel="output")
 #
 # ## Exercise 3: `my_roi_align_backward`
 #
-# The loops of the forward, with one line turned round. About 8 lines.
+# The loops of the forward, with one line turned round. About 9 lines.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -366,7 +366,7 @@ print("gradcheck:", torch.autograd.gradcheck(lambda x: Align.apply(x, rois), inp
 # It passes, for a RoI inside and for one that reaches over the border, in both channels, cell by cell. Would it have
 # caught a mistake? Always ask that of a test. In the next cell the backward clips its boxes to the image first, which
 # looks sensible and which the forward does not do. (torchvision's first aligned release had a mistake of this kind:
-# at the border its backward clamped where its forward did not.)
+# its backward widened RoIs smaller than a cell, which its forward did not.)
 
 # %%
 class Clipped(Align):
@@ -402,7 +402,7 @@ print("the middle of the bin:", [round(v, 1) for v in draw.centres(target_bin).t
 
 # %% [markdown]
 # The three gradients sum to 1 each, and only RoIAlign's has its centre of gravity where the bin is, to a tenth of a
-# pixel. (Its four samples lie within one cell's distance of each other, so they share four cells.) RoIWarp's is 9
+# pixel. (Its four samples happen to lie between the same four centres, so they share four cells.) RoIWarp's is 9
 # pixels off to the right and 5 down, RoIPool's all in the one cell that won. Your first guess was about the most
 # cells that are possible: samples so far apart that no two share a cell.
 
@@ -452,7 +452,8 @@ display(Image(figure_png(roi_frames(features[0], moved[[14, 15]], size, stride))
 
 # %% [markdown]
 # One pixel further, and x1 has passed 24, the middle of cell 1: RoIPool's left bins lose a column of cells and gain
-# another, and three of its six outputs change, by about 0.04, all at once. RoIAlign's change by no more than 0.01.
+# another, and three of its six outputs in channel 0 change, by about 0.04, all at once. RoIAlign's change by no
+# more than 0.01.
 #
 # ## Break it
 #

@@ -85,7 +85,7 @@ guess_lost = 0.1  # 0.0, 0.1 or 0.8
 #
 # <details><summary>Hint 1: where a sample lies</summary>
 #
-# In cells the RoI begins at x1 * scale - 0.5 (the half pixel of notebook 08) and is (x2 - x1) * scale wide. Sample j of
+# In cells the RoI begins at x1 * scale - 0.5 (the half cell of notebook 08) and is (x2 - x1) * scale wide. Sample j of
 # bin q lies at the share (q + (j + 0.5) / ratio) / w of that width.
 #
 # </details>

@@ -93,7 +93,7 @@ def in_double(features, boxes, h, w, scale, ratio):
 
 
 WRONG_ALIGN = {
-    "no half pixel (TRAPS 1)": (make(half=0.0), "The half pixel is missing"),
+    "no half cell (TRAPS 1)": (make(half=0.0), "The half cell is missing"),
     "sums": (make(mean=False), "a bin is their mean"),
     "corners of the parts": (make(middle=0.0), "in the middle, at i + 0.5"),
     "one sample (TRAPS 3)": (make(one_sample=True), "the argument ratio asks for"),

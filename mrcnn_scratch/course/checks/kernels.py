@@ -40,7 +40,7 @@ def _mistakes(features, boxes, h, w, scale, ratio) -> dict:
     turned = np.ascontiguousarray(boxes[:, [1, 0, 3, 2]])
     plus_one = boxes + np.float32([0, 0, 1, 1])
     return {
-        "The half pixel is missing: the centre of cell 0 lies at 0.5, so the continuous x is read at x - 0.5": lambda: (
+        "The half cell is missing: the centre of cell 0 lies at 0.5, so the continuous x is read at x - 0.5": lambda: (
             _package(features, boxes, *case, aligned=False)
         ),
         "These are the sums of the samples: a bin is their mean": lambda: _package(features, boxes, *case) * ratio**2,

@@ -36,7 +36,7 @@ def check(*trials: Trial):
                     trial(_written(student))
                 except NotWritten:
                     told = ", ".join(_title(each) for each in trials)
-                    print(f"{run.__name__}: {name} is not written yet. What will be tried: {told}.")
+                    print(f"{run.__name__}: {name} is not written yet, or returns nothing. What will be tried: {told}.")
                     return
                 except Wrong as wrong:
                     raise Wrong(f"{_title(trial)}: {wrong}") from None
