@@ -82,12 +82,20 @@ def decode(deltas, anchors, cap=math.inf, floor=-math.inf, exp=True, corner=Fals
 
 
 CAP = math.log(1000 / 16)
+def capped_in_place(deltas):
+    deltas[:, 2:].clamp_(max=CAP)
+    return deltas
+
+
 WRONG_DECODE = {
     "no cap (TRAPS 22)": (lambda d, a: decode(d, a), "Cap dw and dh at log(1000 / 16)"),
     "capped below, too": (lambda d, a: decode(d, a, CAP, -CAP), "only growth is capped"),
     "corner moved": (lambda d, a: decode(d, a, CAP, corner=True), "you move the corner"),
     "no exponential": (lambda d, a: decode(d, a, CAP, exp=False), "its exponential is the factor"),
     "down before across": (lambda d, a: decode_boxes(d[:, [1, 0, 3, 2]], a), "across before down"),
+    "all four capped": (lambda d, a: decode_boxes(d.clamp(max=CAP), a), "Only growth is capped"),
+    "capped in place": (lambda d, a: decode_boxes(capped_in_place(d), a), "has changed the deltas"),
+    "a rounded cap": (lambda d, a: decode(d, a, 4.135), "not a rounded number"),
     "nothing": (lambda d, a: a, "expected 32"),
 }
 

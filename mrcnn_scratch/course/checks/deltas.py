@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...boxes import decode_boxes, encode_boxes
 from .iou import PLUS_ONE, some_boxes
-from .kit import Wrong, check, expect_close, expect_tensor
+from .kit import Wrong, check, expect_close, expect_tensor, teacher
 
 
 def _sizes(boxes: Tensor, plus=0.0) -> tuple[Tensor, Tensor]:
@@ -135,9 +135,20 @@ def a_wild_network(decode) -> None:
     expect_tensor(got, (1, 4))
     if not bool(got.isfinite().all()):
         raise Wrong("a dw of 100 gave a box that is not finite. Cap dw and dh at log(1000 / 16) before the exponential")
-    expect_close(got, _decode_like(delta, anchor), "a dw of 100, capped at log(1000 / 16)")
+    rounded = {"Write `math.log(1000 / 16)`, not a rounded number": _decode_like(delta.clamp(max=4.135), anchor)}
+    expect_close(got, _decode_like(delta, anchor), "a dw of 100, capped at log(1000 / 16)", rounded)
     delta = -delta
     expect_close(decode(delta, anchor), _decode_like(delta, anchor), "a dw of -100: only growth is capped")
+
+
+def a_far_shift(decode) -> None:
+    """A shift of six widths and seven heights is no growth."""
+    anchor, delta = torch.tensor([[0.0, 0.0, 16.0, 8.0]]), torch.tensor([[6.0, 7.0, 100.0, 0.0]])
+    before, got = delta.clone(), decode(delta, anchor)
+    if not torch.equal(delta, before):
+        raise Wrong("your function has changed the deltas it was given; work on a copy")
+    with teacher("Only growth is capped: dx and dy may be as large as they like"):
+        expect_close(got, _decode_like(delta, anchor), "a shift of 6 widths and 7 heights")
 
 
 def random_deltas_against_the_package(decode) -> None:
@@ -149,8 +160,8 @@ def random_deltas_against_the_package(decode) -> None:
 
 
 @check(
-    the_move_of_notebook_00_back, nothing_to_do, undoes_encode, a_wild_network, random_deltas_against_the_package,
-    no_pairs,
+    the_move_of_notebook_00_back, nothing_to_do, undoes_encode, a_wild_network, a_far_shift,
+    random_deltas_against_the_package, no_pairs,
 )  # fmt: skip
 def check_decode(student) -> None:
     """Anchors moved by deltas: (R, 4) dx, dy, dw, dh and (R, 4) xyxy -> (R, 4) xyxy."""
