@@ -121,6 +121,7 @@ def nearest(y, x, H, W):
 
 SWAP = [1, 0, 3, 2]
 WRONG_ALIGN = {
+    "float32 whatever it gets": (lambda *a: package(*a).float(), "features of float64 gave a result of float32"),
     "legacy, torchvision's default (TRAPS 1)": (lambda *a: package(*a, aligned=False), "without the half cell"),
     "no half cell (TRAPS 1)": (lambda *a: align(*a, start=0.0), "without the half cell"),
     "half a pixel, not half a cell": (
@@ -169,6 +170,8 @@ def overwriting(grad, boxes, map_size, scale, n):
 
 
 WRONG_BACK = {
+    "float32 whatever it gets": (
+        lambda *a: package_backward(*a).float(), "gradient of float64 gave a result of float32"),
     "not divided": (lambda *a: back(*a, divide=False), "added up"),
     "overwrites": (overwriting, "yours keeps the last"),
     "legacy (TRAPS 1)": (lambda *a: package_backward(*a, convention="legacy"), "without the half cell"),

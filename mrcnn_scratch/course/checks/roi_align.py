@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .kit import check, expect_tensor, teacher
-from .roi_cases import distinct, expect_case, some_rois
+from .roi_cases import distinct, expect_case, expect_same_precision, some_rois
 from .roi_reads import COUNT, WAYS_TO_ERR, packages, reads
 
 
@@ -82,6 +82,11 @@ def several_RoIs_and_channels(align) -> None:
     _expect_align(align, features, boxes, (2, 3), 1 / 16, 2, "4 RoIs, 3 channels")
 
 
+def float64_stays_float64(align) -> None:
+    features, box = distinct(2, 5, 8, 8), torch.tensor([[3.0, 2.0, 19.0, 11.0]])  # float64
+    expect_same_precision(align(features, box, (2, 3), 1 / 4, 2), features, "features")
+
+
 def no_RoIs(align) -> None:
     with teacher("An image without RoIs is an ordinary image"):
         expect_tensor(align(distinct(2, 5, 8, 7), torch.zeros(0, 4), (2, 3), 1 / 4, 2), (0, 2, 2, 3))
@@ -95,8 +100,8 @@ def random_RoIs_against_the_package(align) -> None:
 
 @check(
     the_ramp_of_Detectron2, a_slope_in_image_pixels, one_sample_or_three, the_features_of_four_cells,
-    smaller_than_a_cell, over_the_border_and_off_the_map, several_RoIs_and_channels, no_RoIs,
-    random_RoIs_against_the_package,
+    smaller_than_a_cell, over_the_border_and_off_the_map, several_RoIs_and_channels,
+    float64_stays_float64, no_RoIs, random_RoIs_against_the_package,
 )  # fmt: skip
 def check_roi_align(student) -> None:
     """RoIAlign of one image: (C, H, W), (R, 4) xyxy in pixels -> (R, C, h, w)."""

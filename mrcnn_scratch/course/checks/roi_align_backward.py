@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .kit import check, expect_close, teacher
 from .roi_align import ALIGN_PROBES
-from .roi_cases import expect_case, some_rois
+from .roi_cases import expect_case, expect_same_precision, some_rois
 from .roi_reads import COUNT, WAYS_TO_ERR, packages, reads
 
 
@@ -102,6 +102,11 @@ def the_adjoint_of_the_forward(backward) -> None:
         expect_close(got, (grad * out).sum(), "sum of gradient * output, beside sum of feature * its gradient")
 
 
+def float64_stays_float64(backward) -> None:
+    grad = torch.ones(1, 2, 2, 3, dtype=torch.float64)
+    expect_same_precision(backward(grad, torch.tensor([[3.0, 2.0, 19.0, 11.0]]), (5, 8), 1 / 4, 2), grad, "gradient")
+
+
 def no_outputs(backward) -> None:
     got = backward(torch.zeros(0, 2, 3, 3), torch.zeros(0, 4), (4, 5), 1 / 16, 2)
     expect_close(got, torch.zeros(2, 4, 5), "without RoIs the features receive zeros")
@@ -120,8 +125,8 @@ def the_gradient_of_the_package(backward) -> None:
 
 @check(
     one_sample_on_four_cells, four_samples_of_one_output, neighbours_share_cells, what_lies_off_the_map,
-    several_RoIs_and_channels_at_once, nothing_is_lost_inside, the_adjoint_of_the_forward, no_outputs,
-    the_gradient_of_the_package,
+    several_RoIs_and_channels_at_once, nothing_is_lost_inside, the_adjoint_of_the_forward,
+    float64_stays_float64, no_outputs, the_gradient_of_the_package,
 )  # fmt: skip
 def check_roi_align_backward(student) -> None:
     """RoIAlign's gradient: (R, C, h, w), (R, 4), (H, W) -> (C, H, W)."""

@@ -52,3 +52,10 @@ def _try(student: Callable, case: tuple) -> Tensor | None:
         return student(*case)
     except Exception:  # it has another mistake as well
         return None
+
+
+def expect_same_precision(got: Tensor, given: Tensor, what: str) -> None:
+    """Raises Wrong unless the result is as precise as what it was made from: gradcheck, later, needs float64."""
+    if got.dtype != given.dtype:
+        here, there = (str(tensor.dtype).removeprefix("torch.") for tensor in (given, got))
+        raise Wrong(f"{what} of {here} gave a result of {there}: make it in the dtype and on the device of the {what}")
